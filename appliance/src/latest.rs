@@ -1,0 +1,35 @@
+//! The latest of each report that describes a state, to tell an agent that has just connected.
+
+use std::collections::BTreeMap;
+
+use wire::{VmName, control::FromRouter};
+
+/// What the router has last said of itself.
+#[derive(Default)]
+pub(crate) struct Latest {
+    bootstrap: Option<FromRouter>,
+    relays: Option<FromRouter>,
+    links: BTreeMap<VmName, FromRouter>,
+}
+
+impl Latest {
+    /// Remembers `report` if it describes a state.
+    pub(crate) fn note(&mut self, report: &FromRouter) {
+        match report {
+            FromRouter::Bootstrap { .. } => self.bootstrap = Some(report.clone()),
+            FromRouter::Relays { .. } => self.relays = Some(report.clone()),
+            FromRouter::Link { vm, .. } => drop(self.links.insert(vm.clone(), report.clone())),
+            FromRouter::Stream { .. } | FromRouter::Usage { .. } | FromRouter::Failure { .. } => {}
+        }
+    }
+
+    /// Forgets a VM.
+    pub(crate) fn forget(&mut self, vm: &VmName) {
+        self.links.remove(vm);
+    }
+
+    /// Everything that a newcomer must know. The relays come first: nothing may be dialled without them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &FromRouter> {
+        self.relays.iter().chain(&self.bootstrap).chain(self.links.values())
+    }
+}

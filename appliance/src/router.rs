@@ -1,0 +1,158 @@
+//! The router inside its VM: it does what the host agent says over the control connection, and goes on without it.
+//!
+//! The agent says once which Tor network to use, and then which VMs to serve. When the agent restarts, the connection
+//! is opened again and the agent told what it missed; VMs and streams do not notice.
+
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use vhost_net_onion::onion::Onion;
+use wire::{
+    VMS_MAX, VmName,
+    control::{FromRouter, ToRouter},
+    network::TorNetwork,
+};
+
+use crate::{
+    control::{Control, ControlConnectionError},
+    latest::Latest,
+    tor::{self, causes},
+    usage,
+    vm::{self, AttachedVm, Terms},
+    vsock::Uplink,
+};
+
+/// Where the Tor client keeps its guards and its directory: on the state that guest-init has mounted.
+const STATE_DIR: &str = "/state/tor";
+
+/// How long to wait before the agent is called again.
+const RECONNECT: Duration = Duration::from_millis(200);
+
+/// How often memory and flows are reported.
+const USAGE_EVERY: Duration = Duration::from_secs(5);
+
+/// Reports that wait for the agent. When there are as many, whoever has one to make waits, or leaves it out.
+const REPORTS_MAX: usize = 256;
+
+/// Runs the router. Returns only when it must be started again.
+pub(crate) async fn run() -> anyhow::Result<()> {
+    let (sender, mut reports) = mpsc::channel(REPORTS_MAX);
+    let mut router = Router { reports: sender, tor: None, vms: HashMap::new(), latest: Latest::default() };
+    loop {
+        let control = router.connect(&mut reports).await;
+        match router.obey(control, &mut reports).await {
+            Ok(()) => tracing::info!("the host agent has hung up"),
+            Err(Ended::Connection(error)) => tracing::warn!("{}", causes(&error)),
+            Err(Ended::OtherNetwork) => anyhow::bail!("another Tor network is configured: starting again"),
+        }
+    }
+}
+
+struct Router {
+    reports: mpsc::Sender<FromRouter>,
+    tor: Option<(TorNetwork, Arc<Onion>)>,
+    vms: HashMap<VmName, AttachedVm>,
+    latest: Latest,
+}
+
+/// Why the router stops obeying.
+enum Ended {
+    Connection(ControlConnectionError),
+    OtherNetwork,
+}
+
+impl From<ControlConnectionError> for Ended {
+    fn from(error: ControlConnectionError) -> Ended {
+        Ended::Connection(error)
+    }
+}
+
+impl Router {
+    /// Calls the agent until it answers.
+    async fn connect(&mut self, reports: &mut mpsc::Receiver<FromRouter>) -> Control {
+        loop {
+            tokio::select! {
+                connected = Control::connect() => match connected {
+                    Ok(control) => return control,
+                    Err(error) => tracing::debug!("{}", causes(&error)),
+                },
+                Some(report) = reports.recv() => self.latest.note(&report),
+            }
+            tokio::time::sleep(RECONNECT).await;
+        }
+    }
+
+    /// Reports to the agent and obeys it until it hangs up.
+    async fn obey(&mut self, mut control: Control, reports: &mut mpsc::Receiver<FromRouter>) -> Result<(), Ended> {
+        for report in self.latest.all() {
+            control.report(report).await?;
+        }
+        let mut usage_due = tokio::time::interval(USAGE_EVERY);
+        loop {
+            tokio::select! {
+                command = control.command() => match command {
+                    Some(command) => self.execute(command?, &mut control).await?,
+                    None => return Ok(()),
+                },
+                Some(report) = reports.recv() => {
+                    self.latest.note(&report);
+                    control.report(&report).await?;
+                }
+                _ = usage_due.tick() => control.report(&self.usage()).await?,
+            }
+        }
+    }
+
+    async fn execute(&mut self, command: ToRouter, control: &mut Control) -> Result<(), Ended> {
+        let done = match command {
+            ToRouter::Configure { network } => self.configure(network).await?,
+            ToRouter::Attach { vm, link_port, optimistic } => self.attach(vm, Terms { link_port, optimistic }),
+            ToRouter::Detach { vm } => {
+                self.vms.remove(&vm);
+                self.latest.forget(&vm);
+                Ok(())
+            }
+        };
+        if let Err(what) = done {
+            tracing::error!("{what}");
+            control.report(&FromRouter::Failure { what }).await?;
+        }
+        Ok(())
+    }
+
+    async fn configure(&mut self, network: TorNetwork) -> Result<Result<(), String>, Ended> {
+        match &self.tor {
+            Some((current, _)) if *current == network => return Ok(Ok(())),
+            Some(_) => return Err(Ended::OtherNetwork),
+            None => {}
+        }
+        let state = Path::new(STATE_DIR).join(&network.name);
+        Ok(match tor::start(network.clone(), state, Arc::new(Uplink), self.reports.clone()).await {
+            Ok(onion) => {
+                self.tor = Some((network, onion));
+                Ok(())
+            }
+            Err(error) => Err(format!("starting Tor: {}", causes(&error))),
+        })
+    }
+
+    fn attach(&mut self, vm: VmName, terms: Terms) -> Result<(), String> {
+        let Some((_, onion)) = &self.tor else { return Err(format!("attaching {vm}: no Tor network is configured")) };
+        if self.vms.get(&vm).is_some_and(|attached| attached.terms == terms) {
+            return Ok(());
+        }
+        if self.vms.len() >= VMS_MAX {
+            return Err(format!("attaching {vm}: a router serves {VMS_MAX} VMs at most"));
+        }
+        let attached = vm::attach(vm.clone(), terms, onion, self.reports.clone());
+        self.vms.insert(vm, attached);
+        Ok(())
+    }
+
+    fn usage(&self) -> FromRouter {
+        let (resident_kib, available_kib) = usage::memory_kib();
+        let vms: Vec<_> = self.vms.iter().map(|(name, vm)| vm.usage(name)).collect();
+        let flows = vms.iter().map(|vm| vm.flows).sum();
+        FromRouter::Usage { resident_kib, available_kib, flows, vms }
+    }
+}

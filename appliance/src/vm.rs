@@ -1,0 +1,152 @@
+//! The task of one VM: it keeps the VM's link connected and runs its session.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::mpsc, task::AbortHandle};
+use vhost_net_onion::{
+    Session, Stats, StreamCarrier, TorEgress,
+    gateway::Config,
+    onion::{CircuitInfo, Onion, VmClient},
+};
+use wire::{
+    VmName,
+    control::{FromRouter, VmUsage},
+    hello::{Hello, Role},
+};
+
+use crate::{panics, tor::causes, vsock};
+
+/// How long to wait before a link that ended is connected again; the host keeps the socket while the port restarts, so
+/// this only keeps a port that ends at once from being asked without pause.
+const RECONNECT: Duration = Duration::from_millis(100);
+
+/// How long to wait before the session of a VM that crashed it is started anew.
+const RESTART: Duration = Duration::from_secs(1);
+
+/// How a VM is to be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// The vsock port of its link.
+    pub(crate) link_port: u32,
+    /// Whether its connections are answered before the far end has accepted.
+    pub(crate) optimistic: bool,
+}
+
+/// A VM that is being served. Dropping it ends its streams.
+pub(crate) struct AttachedVm {
+    pub(crate) terms: Terms,
+    stats: Arc<Stats>,
+    client: VmClient,
+    task: AbortHandle,
+}
+
+impl AttachedVm {
+    /// What the VM named `vm` uses and has used.
+    pub(crate) fn usage(&self, vm: &VmName) -> VmUsage {
+        let (stats, streams) = (self.stats.snapshot(), self.client.usage());
+        VmUsage {
+            vm: vm.clone(),
+            flows: stats.flows,
+            circuits: streams.circuits,
+            retries: streams.retries,
+            bytes_from_vm: stats.bytes_from_vm,
+            bytes_to_vm: stats.bytes_to_vm,
+            drops: stats.drops.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
+        }
+    }
+}
+
+impl Drop for AttachedVm {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Serves `vm` until the result is dropped.
+pub(crate) fn attach(vm: VmName, terms: Terms, onion: &Onion, reports: mpsc::Sender<FromRouter>) -> AttachedVm {
+    let stats = Arc::new(Stats::default());
+    // Outlives a session that crashed, as do its circuits.
+    let client = onion.vm_client(terms.optimistic);
+    client.prepare();
+    let served = Vm { name: vm, terms, client: client.clone(), reports, stats: Arc::clone(&stats) };
+    let task = tokio::spawn(served.serve()).abort_handle();
+    AttachedVm { terms, stats, client, task }
+}
+
+#[derive(Clone)]
+struct Vm {
+    name: VmName,
+    terms: Terms,
+    client: VmClient,
+    reports: mpsc::Sender<FromRouter>,
+    stats: Arc<Stats>,
+}
+
+impl Vm {
+    /// Runs one session after the other; there is a second one only when the first has crashed.
+    async fn serve(self) {
+        loop {
+            let session = AbortOnDrop(tokio::spawn(panics::contained(self.clone().run_session())));
+            if let Err(crash) = session.join().await {
+                self.failure(format!("the network of {} crashed and starts anew: {crash}", self.name)).await;
+            }
+            tokio::time::sleep(RESTART).await;
+        }
+    }
+
+    async fn run_session(self) {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).expect("the kernel has randomness once user space runs");
+        let egress = TorEgress::new(self.client.clone(), self.observer());
+        let config = Config { optimistic: self.terms.optimistic, ..Config::default() };
+        let mut session = Session::new(egress, config, seed, Arc::clone(&self.stats));
+        let (ours, theirs) =
+            (Hello::for_vm(Role::Router, self.name.clone()), Hello::for_vm(Role::Port, self.name.clone()));
+        loop {
+            match vsock::connect(self.terms.link_port, &ours, &theirs).await {
+                Ok(link) => {
+                    self.report(FromRouter::Link { vm: self.name.clone(), up: true }).await;
+                    if let Err(error) = session.serve(&mut StreamCarrier::new(link)).await {
+                        tracing::warn!(vm = %self.name, "link: {}", causes(&error));
+                    }
+                    self.report(FromRouter::Link { vm: self.name.clone(), up: false }).await;
+                }
+                Err(error) => tracing::warn!(vm = %self.name, "link: {}", causes(&error)),
+            }
+            tokio::time::sleep(RECONNECT).await;
+        }
+    }
+
+    /// Tells the agent which circuit a stream is on; a report that finds no room is left out, as streams are many.
+    fn observer(&self) -> Arc<dyn Fn(CircuitInfo) + Send + Sync> {
+        let (vm, reports) = (self.name.clone(), self.reports.clone());
+        Arc::new(move |CircuitInfo { id, relays, onion }| {
+            let _ = reports.try_send(FromRouter::Stream { vm: vm.clone(), circuit: id, relays, onion });
+        })
+    }
+
+    async fn failure(&self, what: String) {
+        tracing::error!("{what}");
+        self.report(FromRouter::Failure { what }).await;
+    }
+
+    async fn report(&self, report: FromRouter) {
+        // Nobody to report to: the program is ending.
+        let _ = self.reports.send(report).await;
+    }
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl AbortOnDrop {
+    async fn join(mut self) -> Result<(), tokio::task::JoinError> {
+        (&mut self.0).await
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

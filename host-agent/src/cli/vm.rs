@@ -1,0 +1,68 @@
+//! `oht vm …` and `oht circuits`.
+
+use hyper::Method;
+use wire::VmName;
+
+use super::output;
+use crate::{
+    attach,
+    client::Client,
+    status::{Attachment, CircuitStatus, NewVm, VmStatus},
+};
+
+/// Adds a VM.
+///
+/// # Errors
+/// When the agent refuses, or is not there.
+pub async fn add(client: &Client, vm: NewVm, json: bool) -> anyhow::Result<()> {
+    let vm: VmStatus = client.post("/vms", &vm).await?;
+    if json {
+        return output::json(&vm);
+    }
+    let name = &vm.name;
+    output::text(&format!("added {name}: its QEMU needs the arguments that `oht vm attach {name} --qemu` prints"))
+}
+
+/// Removes a VM.
+///
+/// # Errors
+/// When there is no such VM, or no agent.
+pub async fn remove(client: &Client, name: &VmName, json: bool) -> anyhow::Result<()> {
+    client.order(Method::DELETE, &format!("/vms/{name}")).await?;
+    if json { output::json(&serde_json::json!({ "removed": name })) } else { output::text(&format!("removed {name}")) }
+}
+
+/// Lists the VMs.
+///
+/// # Errors
+/// When there is no agent.
+pub async fn list(client: &Client, json: bool) -> anyhow::Result<()> {
+    let vms: Vec<VmStatus> = client.get("/vms").await?;
+    if json { output::json(&vms) } else { output::text(&output::vms(&vms)) }
+}
+
+/// Prints what attaches a VM: on one line for a shell, or as a JSON array.
+///
+/// # Errors
+/// When there is no such VM, or no agent.
+pub async fn attach(
+    client: &Client,
+    name: &VmName,
+    memory_mib: u32,
+    mtu: Option<u16>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let mtu = mtu.map_or_else(String::new, |mtu| format!("&mtu={mtu}"));
+    let attachment: Attachment = client.get(&format!("/vms/{name}/attach?memory_mib={memory_mib}{mtu}")).await?;
+    if json { output::json(&attachment.qemu) } else { output::text(&attach::shell_line(&attachment.qemu)) }
+}
+
+/// Lists the circuits.
+///
+/// # Errors
+/// When there is no such VM, or no agent.
+pub async fn circuits(client: &Client, vm: Option<&VmName>, json: bool) -> anyhow::Result<()> {
+    let query = vm.map_or_else(String::new, |vm| format!("?vm={vm}"));
+    let circuits: Vec<CircuitStatus> = client.get(&format!("/circuits{query}")).await?;
+    if json { output::json(&circuits) } else { output::text(&output::circuits(&circuits)) }
+}

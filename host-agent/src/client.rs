@@ -1,0 +1,127 @@
+//! The client side of the API, for `oht`: HTTP/1.1 over the AF_UNIX socket, one connection for each request.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode, body::Bytes, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{net::UnixStream, time::timeout};
+
+use crate::status::Problem;
+
+/// Seconds that an answer may take: removing a VM waits for its port to end.
+const ANSWER_S_MAX: u64 = 15;
+
+/// Bytes of the longest answer: a thousand circuits.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// An agent, by its socket.
+#[derive(Clone, Debug)]
+pub struct Client(PathBuf);
+
+/// Why there is no answer, or not the one that was wished for.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("the agent is not running (nobody answers on {path}): start it with `oht up`")]
+    NotRunning {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket may not be opened.
+    #[error("{0} may not be opened: it belongs to another user (run `oht` as the user who runs the agent)")]
+    Forbidden(PathBuf),
+    /// Too slow.
+    #[error("the agent did not answer within {ANSWER_S_MAX} s: see its log")]
+    TimedOut,
+    /// The exchange broke.
+    #[error("the exchange with the agent broke: {0}")]
+    Http(String),
+    /// The agent says no, and why.
+    #[error("{}", .0.detail)]
+    Problem(Problem),
+    /// An answer of another shape.
+    #[error("the agent's answer is not understood: are `oht` and the agent of the same version?")]
+    Json(#[source] serde_json::Error),
+}
+
+impl Client {
+    /// The agent whose API is at `socket`.
+    #[must_use]
+    pub fn new(socket: PathBuf) -> Client {
+        Client(socket)
+    }
+
+    /// Asks for what is at `path`.
+    ///
+    /// # Errors
+    /// When there is no answer, or it is a problem.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let bytes = self.request(Method::GET, path, Vec::new()).await?;
+        serde_json::from_slice(&bytes).map_err(ClientError::Json)
+    }
+
+    /// Asks for the text at `path`.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn text(&self, path: &str) -> Result<String, ClientError> {
+        let bytes = self.request(Method::GET, path, Vec::new()).await?;
+        String::from_utf8(bytes.to_vec()).map_err(|error| ClientError::Http(error.to_string()))
+    }
+
+    /// Sends `body` and takes the answer.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(ClientError::Json)?;
+        let bytes = self.request(Method::POST, path, body).await?;
+        serde_json::from_slice(&bytes).map_err(ClientError::Json)
+    }
+
+    /// A request whose answer has no body: `DELETE`, or `POST` without one.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn order(&self, method: Method, path: &str) -> Result<(), ClientError> {
+        self.request(method, path, Vec::new()).await.map(drop)
+    }
+
+    async fn request(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes, ClientError> {
+        let exchange = timeout(Duration::from_secs(ANSWER_S_MAX), self.exchange(method, path, body));
+        let (status, bytes) = exchange.await.map_err(|_| ClientError::TimedOut)??;
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        let problem = serde_json::from_slice(&bytes).map_err(ClientError::Json)?;
+        Err(ClientError::Problem(problem))
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Bytes), ClientError> {
+        let stream = UnixStream::connect(&self.0).await.map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::Forbidden(self.0.clone()),
+            _ => ClientError::NotRunning { path: self.0.clone(), source },
+        })?;
+        let broken = |error: hyper::Error| ClientError::Http(error.to_string());
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let connection = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "host-agent")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| ClientError::Http(error.to_string()))?;
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        connection.abort();
+        Ok((status, body.map_err(|error| ClientError::Http(error.to_string()))?.to_bytes()))
+    }
+}

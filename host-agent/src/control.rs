@@ -1,0 +1,188 @@
+//! The control connections: guest-init and the router program of the VM, on the control port.
+//!
+//! Both connect to us, each greeted by role. There is one of each at a time: a new one replaces the one before, which
+//! is the dead end of a program or VM that was restarted. A peer that misbehaves is disconnected, and that is a failure
+//! on record. The VM is not trusted: every message is bounded by `wire`, and what it says is only shown or, for relays,
+//! filtered.
+//!
+//! ```text
+//! Init:   hello ─► Provision ─► (Ready | Failure | ProgramEnded)* ─► PowerOff ─► PoweringOff ─► closed by us
+//! Router: hello ─► Configure ─► Attach for each VM ─► Attach/Detach as VMs come and go; reports at any time
+//! ```
+
+mod init;
+mod router;
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    sync::{Semaphore, watch},
+    task::AbortHandle,
+};
+use wire::{
+    control::{ControlError, body_bytes, encode},
+    hello::{Hello, Role},
+    network::TorNetwork,
+};
+
+use crate::{
+    greeting::{self, GreetingError},
+    relays::Relays,
+    router_vm::words,
+    supervise::Shared,
+    vms::Vms,
+};
+
+/// Control connections at one time: two are needed, and as many again while a program is being restarted.
+const CONNECTIONS_MAX: usize = 8;
+
+/// What the control connections need, and what they offer.
+#[derive(Clone)]
+pub struct Control(Arc<Inner>);
+
+struct Inner {
+    shared: Shared,
+    network: TorNetwork,
+    vms: watch::Receiver<Vms>,
+    relays: Mutex<Relays>,
+    relays_kept: PathBuf,
+    allowed: watch::Sender<Vec<u8>>,
+    power_off: watch::Sender<bool>,
+    sessions: Mutex<Sessions>,
+}
+
+/// The tasks of the connections that count.
+#[derive(Default)]
+struct Sessions {
+    init: Option<AbortHandle>,
+    router: Option<AbortHandle>,
+}
+
+/// Why a control connection ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Greeting(#[from] GreetingError),
+    #[error("a {0:?} has no business on the control port")]
+    Role(Role),
+    #[error(transparent)]
+    Message(#[from] ControlError),
+    #[error("the connection broke")]
+    Io(#[from] io::Error),
+}
+
+impl Control {
+    /// Control for `network` and `vms`; the relays' allow list of before is at `relays_kept`.
+    #[must_use]
+    pub fn new(shared: Shared, network: TorNetwork, vms: watch::Receiver<Vms>, relays_kept: PathBuf) -> Control {
+        let relays = Relays::load(network.clone(), &relays_kept);
+        let (allowed, _) = watch::channel(relays.line());
+        let (power_off, _) = watch::channel(false);
+        let relays = Mutex::new(relays);
+        let sessions = Mutex::default();
+        Control(Arc::new(Inner { shared, network, vms, relays, relays_kept, allowed, power_off, sessions }))
+    }
+
+    /// The allow list as a line, and every later one.
+    #[must_use]
+    pub fn allowed(&self) -> watch::Receiver<Vec<u8>> {
+        self.0.allowed.subscribe()
+    }
+
+    /// Asks guest-init to power off; `false` when it is not there to be asked.
+    #[must_use]
+    pub fn power_off(&self) -> bool {
+        let sessions = self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = sessions.init.as_ref().is_some_and(|session| !session.is_finished());
+        if there {
+            self.0.power_off.send_replace(true);
+        }
+        there
+    }
+
+    /// Serves the control port for ever.
+    pub async fn serve(self, listener: UnixListener) {
+        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a control connection; trying again");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
+            let control = self.clone();
+            tokio::spawn(async move {
+                control.session(stream).await;
+                drop(permit);
+            });
+        }
+    }
+
+    async fn session(self, mut stream: UnixStream) {
+        let role = match greeting::greet(&mut stream, &Hello::new(Role::Agent)).await {
+            Ok(hello) => hello.role,
+            Err(error) => return self.ended("a peer", Err(error.into())),
+        };
+        let control = self.clone();
+        // A task of its own, so that a newer connection can end it.
+        let task = match role {
+            Role::Init => tokio::spawn(async move { init::run(&control.0, stream).await }),
+            Role::Router => tokio::spawn(async move { router::run(&control.0, stream).await }),
+            role => return self.ended("a peer", Err(SessionError::Role(role))),
+        };
+        {
+            let mut sessions = self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            let slot = if role == Role::Init { &mut sessions.init } else { &mut sessions.router };
+            if let Some(before) = slot.replace(task.abort_handle()) {
+                before.abort();
+            }
+        }
+        let id = task.id();
+        if let Ok(result) = task.await {
+            let sessions = self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            let current = sessions.router.as_ref().is_some_and(|session| session.id() == id);
+            drop(sessions);
+            if current {
+                self.0.shared.model().program_lost();
+            }
+            self.ended(if role == Role::Init { "guest-init" } else { "the router program" }, result);
+        }
+    }
+
+    fn ended(&self, who: &str, result: Result<(), SessionError>) {
+        match result {
+            Ok(()) => tracing::info!("the control connection of {who} has ended"),
+            Err(error) => self.0.shared.model().failure(format!("control connection of {who}: {}", words(&error))),
+        }
+    }
+}
+
+/// Reads one message; `None` at a clean end. Not for `select!`: a dropped read loses what it has read.
+async fn read<M: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<M>, SessionError> {
+    let mut prefix = [0; 4];
+    if stream.read(&mut prefix[..1]).await? == 0 {
+        return Ok(None);
+    }
+    stream.read_exact(&mut prefix[1..]).await?;
+    let mut body = vec![0; body_bytes(prefix)?];
+    stream.read_exact(&mut body).await?;
+    Ok(Some(serde_json::from_slice(&body).map_err(ControlError::Json)?))
+}
+
+async fn write<M: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message: &M) -> Result<(), SessionError> {
+    Ok(stream.write_all(&encode(message)?).await?)
+}
+
+#[cfg(test)]
+mod tests;

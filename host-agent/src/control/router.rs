@@ -1,0 +1,115 @@
+//! The connection of the router program.
+
+use std::{
+    sync::PoisonError,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::net::{UnixStream, unix::OwnedWriteHalf};
+use wire::control::{FromRouter, ToRouter};
+
+use super::{Inner, SessionError, read, write};
+use crate::vms::Vms;
+
+/// Configures the router, tells it which VMs to serve, and takes its reports. Ends with the connection.
+pub(super) async fn run(inner: &Inner, stream: UnixStream) -> Result<(), SessionError> {
+    let (mut reader, writer) = stream.into_split();
+    {
+        let mut model = inner.shared.model();
+        model.program_lost();
+        model.tor.status = "the router program has just started".into();
+    }
+    tracing::info!("the router program is connected");
+    let reports = async {
+        while let Some(message) = read::<FromRouter>(&mut reader).await? {
+            report(inner, message);
+        }
+        Ok(())
+    };
+    tokio::select! {
+        result = reports => result,
+        result = orders(inner, writer) => result,
+    }
+}
+
+async fn orders(inner: &Inner, mut writer: OwnedWriteHalf) -> Result<(), SessionError> {
+    write(&mut writer, &ToRouter::Configure { network: inner.network.clone() }).await?;
+    let mut vms = inner.vms.clone();
+    let mut served = Vms::new();
+    loop {
+        let wanted = vms.borrow_and_update().clone();
+        for order in changes(&served, &wanted) {
+            write(&mut writer, &order).await?;
+        }
+        served = wanted;
+        if vms.changed().await.is_err() {
+            // The agent is ending: the connection lives until the VM does not.
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// What turns the VMs that are served into those that are wanted: first what ends, then what begins, because a link
+/// port that one VM gives up may be another's.
+fn changes(served: &Vms, wanted: &Vms) -> Vec<ToRouter> {
+    let ending = served.iter().filter(|(name, vm)| wanted.get(name) != Some(vm));
+    let beginning = wanted.iter().filter(|(name, vm)| served.get(name) != Some(vm));
+    let detach = ending.map(|(name, _)| ToRouter::Detach { vm: name.clone() });
+    let attach = beginning.map(|(name, vm)| ToRouter::Attach {
+        vm: name.clone(),
+        link_port: vm.link_port,
+        optimistic: vm.optimistic,
+    });
+    detach.chain(attach).collect()
+}
+
+fn report(inner: &Inner, message: FromRouter) {
+    let message = match message {
+        FromRouter::Relays { orports } => return relays(inner, orports),
+        message => message,
+    };
+    let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    inner.shared.model().router_says(message, Instant::now(), unix_s);
+}
+
+fn relays(inner: &Inner, orports: Vec<std::net::SocketAddr>) {
+    let mut relays = inner.relays.lock().unwrap_or_else(PoisonError::into_inner);
+    let refused = relays.report(orports);
+    if refused > 0 {
+        let what = format!("the router named {refused} relays whose addresses are not on the internet: not allowed");
+        inner.shared.model().failure(what);
+    }
+    inner.allowed.send_if_modified(|line| {
+        let new = relays.line();
+        let changed = *line != new;
+        *line = new;
+        changed
+    });
+    if let Err(error) = relays.save(&inner.relays_kept) {
+        tracing::warn!(%error, "cannot keep the relays for the next start");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vms::Vm;
+
+    #[test]
+    fn changes_lead_from_what_is_to_what_is_wanted() {
+        let served = |link_port| Vm { link_port, optimistic: false };
+        let vms =
+            |all: &[(&str, u32)]| all.iter().map(|(vm, port)| (vm.parse().unwrap(), served(*port))).collect::<Vms>();
+        let detach = |vm: &str| ToRouter::Detach { vm: vm.parse().unwrap() };
+        let attach = |vm: &str, link_port| ToRouter::Attach { vm: vm.parse().unwrap(), link_port, optimistic: false };
+        let (none, ab, bc) = (vms(&[]), vms(&[("a", 1), ("b", 2)]), vms(&[("b", 2), ("c", 1)]));
+        assert_eq!(changes(&none, &ab), [attach("a", 1), attach("b", 2)]);
+        assert_eq!(changes(&ab, &bc), [detach("a"), attach("c", 1)]);
+        assert_eq!(changes(&ab, &ab), []);
+        assert_eq!(changes(&vms(&[("a", 1)]), &vms(&[("a", 3)])), [detach("a"), attach("a", 3)]);
+        assert_eq!(changes(&ab, &none), [detach("a"), detach("b")]);
+        let optimistic: Vms = [("b".parse().unwrap(), Vm { link_port: 2, optimistic: true })].into();
+        let attach = ToRouter::Attach { vm: "b".parse().unwrap(), link_port: 2, optimistic: true };
+        assert_eq!(changes(&vms(&[("b", 2)]), &optimistic), [detach("b"), attach]);
+    }
+}

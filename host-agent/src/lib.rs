@@ -1,0 +1,41 @@
+//! The host agent: the daemon `host-agent`, the command `oht`, and the uplink process `oht-uplink`.
+//!
+//! The daemon starts and watches the router VM (QEMU, vsock device, virtiofsd: [`router_vm`]), the uplink ([`uplink`])
+//! and one port per VM ([`agent`]), each started again when it ends ([`supervise`]). It tells the router which network
+//! to use and which VMs to serve ([`control`]), and serves an HTTP API on an AF_UNIX socket ([`api`]), which the command
+//! uses ([`client`], [`cli`]). It opens no network socket and never reads a frame.
+//!
+//! Invariants:
+//! - One agent for each run directory and each state directory ([`lock`]).
+//! - Listening sockets belong to the agent and are inherited by its children, so that whoever connects while a child is
+//!   being restarted waits instead of failing.
+//! - A killed agent's children live on; its successor ends and replaces them ([`children`]).
+//! - What the router VM says is bounded, shown, and never believed about this host ([`relays`]).
+
+pub mod agent;
+pub mod api;
+pub mod attach;
+pub mod backoff;
+pub mod children;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod control;
+pub mod greeting;
+pub mod image;
+pub mod inherited;
+pub mod lock;
+pub mod log;
+pub mod metrics;
+pub mod model;
+pub mod paths;
+pub mod pidfd;
+pub mod programs;
+pub mod relays;
+pub mod router_vm;
+pub mod sockets;
+pub mod spawn;
+pub mod status;
+pub mod supervise;
+pub mod uplink;
+pub mod vms;

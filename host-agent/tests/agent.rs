@@ -1,0 +1,359 @@
+//! The real daemon with stand-ins for the router VM's three processes and the port: what it starts, how it comes back,
+//! what it refuses. (The VM tests run it with the real ones.)
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use wire::{
+    control::{FromInit, FromRouter, ToInit, ToRouter, VmUsage, body_bytes, decode, encode},
+    hello::{Hello, Role},
+    uplink::{DialAnswer, DialRequest},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct World {
+    dir: TempDir,
+    agent: Option<Child>,
+}
+
+impl World {
+    fn new() -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World { dir, agent: None };
+        let programs = world.path("programs");
+        fs::create_dir(&programs).unwrap();
+        let qemu = "case $1 in --version) echo 'QEMU emulator version 10.0.2';; *) exec sleep 1000;; esac";
+        // The vsock device's socket appears, which is all that is waited for.
+        let vsock = "s=${2#*,socket=}; : >\"${s%%,*}\"; exec sleep 1000";
+        let stand_ins =
+            [("qemu-system-x86_64", qemu), ("vhost-device-vsock", vsock), ("virtiofsd", SLEEP), ("oht-port", SLEEP)];
+        for (name, script) in stand_ins {
+            let path = programs.join(name);
+            fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let image = world.path("image");
+        fs::create_dir(&image).unwrap();
+        let mut entries = Vec::new();
+        for name in ["vmlinuz", "initramfs.cpio.zst"] {
+            fs::write(image.join(name), name).unwrap();
+            let sha256: String = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();
+            entries.push(format!(r#""{name}":{{"sha256":"{sha256}","bytes":1}}"#));
+        }
+        fs::write(image.join("manifest.json"), format!(r#"{{"version":1,"files":{{{}}}}}"#, entries.join(",")))
+            .unwrap();
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Describes a network whose only relay is at `relay`.
+    fn network(&self, relay: &str) -> PathBuf {
+        let cache = format!(r#"{{"rsa":"{}","ed25519":"{}","orports":["{relay}"]}}"#, "A".repeat(40), "x".repeat(43));
+        let network = format!(r#"{{"name":"t","authorities":["{}"],"caches":[{cache}]}}"#, "A".repeat(40));
+        fs::write(self.path("network.json"), network).unwrap();
+        self.path("network.json")
+    }
+
+    fn command(&self, run_dir: &str, state_dir: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_host-agent"));
+        command.arg("run").env("XDG_CONFIG_HOME", self.dir.path()).stdin(Stdio::null());
+        let network = self.network("127.0.0.1:1");
+        let programs = self.path("programs");
+        let places =
+            [("--run-dir", self.path(run_dir)), ("--state-dir", self.path(state_dir)), ("--image", self.path("image"))];
+        for (option, path) in places.into_iter().chain([("--tor-network", network), ("--programs", programs)]) {
+            command.arg(option).arg(path);
+        }
+        command
+    }
+
+    fn start(&mut self) {
+        self.agent = Some(self.command("r", "s").stderr(Stdio::null()).spawn().unwrap());
+        self.until("the agent answers", |world| world.request("GET", "/status", "").is_some());
+    }
+
+    fn kill_agent(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+    }
+
+    /// One HTTP exchange: status and body.
+    fn request(&self, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+        let mut stream = UnixStream::connect(self.path("r/api.sock")).ok()?;
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        )
+        .ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let status = head.split_whitespace().nth(1)?.parse().ok()?;
+        Some((status, serde_json::from_str(body).unwrap_or(Value::Null)))
+    }
+
+    fn status(&self) -> Value {
+        self.request("GET", "/status", "").unwrap().1
+    }
+
+    /// Connects and greets as `role` would from inside the router VM.
+    fn connect(&self, socket: &str, role: Role) -> UnixStream {
+        let mut stream = UnixStream::connect(self.path(socket)).unwrap();
+        stream.write_all(&Hello::new(role).encode()).unwrap();
+        let mut hello = [0; 8];
+        stream.read_exact(&mut hello).unwrap();
+        stream
+    }
+
+    fn pid(&self, name: &str) -> Option<i32> {
+        let status = self.status();
+        let process = status["processes"].as_array().unwrap().iter().find(|process| process["name"] == name)?.clone();
+        process["pid"].as_i64().map(|pid| pid.try_into().unwrap())
+    }
+
+    fn until(&self, what: &str, done: impl Fn(&World) -> bool) {
+        let last = Instant::now() + PATIENCE;
+        while !done(self) {
+            assert!(Instant::now() < last, "{what}: not within {PATIENCE:?}");
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn oht(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_oht"));
+        command.args(arguments).env("XDG_CONFIG_HOME", self.dir.path());
+        command.arg("--run-dir").arg(self.path("r")).arg("--state-dir").arg(self.path("s")).output().unwrap()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // Ends what runs, whatever the test has done to it.
+        let _ = self.oht(&["down"]);
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.wait();
+        }
+    }
+}
+
+const SLEEP: &str = "exec sleep 1000";
+
+/// All the stand-ins and the uplink.
+const PROCESSES: [&str; 5] = ["qemu", "vsock", "virtiofsd", "uplink", "port:web"];
+
+fn alive(pid: i32) -> bool {
+    // A zombie has ended.
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn kill(pid: i32) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn whatever_is_killed_comes_back() {
+    let mut world = World::new();
+    world.start();
+    assert_eq!(world.request("POST", "/vms", r#"{"name":"web"}"#).unwrap().0, 201);
+    world.until("all run", |world| PROCESSES.iter().all(|name| world.pid(name).is_some()));
+    for name in PROCESSES {
+        let before = world.pid(name).unwrap();
+        let group = ["qemu", "vsock", "virtiofsd"].map(|name| world.pid(name).unwrap());
+        kill(before);
+        let back = |world: &World| PROCESSES.iter().all(|name| world.pid(name).is_some());
+        world.until(name, |world| world.pid(name).is_some_and(|pid| pid != before) && back(world));
+        // The three of the router VM live and die together; the others do not take them along.
+        let together = group.contains(&before);
+        assert!(group.iter().all(|pid| alive(*pid) != together), "{name}");
+    }
+    let status = world.status();
+    assert_eq!(status["router"]["restarts"], 3);
+    assert!(status["failures"].to_string().contains("virtiofsd ended: signal: 9"), "{status}");
+}
+
+#[test]
+fn a_killed_agents_children_live_on_until_its_successor_replaces_them() {
+    let mut world = World::new();
+    world.start();
+    assert_eq!(world.request("POST", "/vms", r#"{"name":"web"}"#).unwrap().0, 201);
+    world.until("all run", |world| PROCESSES.iter().all(|name| world.pid(name).is_some()));
+    let before = PROCESSES.map(|name| world.pid(name).unwrap());
+    world.kill_agent();
+    assert!(before.iter().all(|pid| alive(*pid)));
+    assert!(UnixStream::connect(world.path("r/vm/web/net.sock")).is_ok(), "the VM's socket still answers");
+    world.start();
+    world.until("all run again", |world| PROCESSES.iter().all(|name| world.pid(name).is_some()));
+    assert!(before.iter().all(|pid| !alive(*pid)));
+    assert_eq!(world.status()["vms"][0]["name"], "web");
+
+    // Without a successor, `oht down` ends them.
+    let after = PROCESSES.map(|name| world.pid(name).unwrap());
+    world.kill_agent();
+    assert!(world.oht(&["down"]).status.success());
+    assert!(after.iter().all(|pid| !alive(*pid)));
+}
+
+#[test]
+fn down_leaves_no_process_and_no_socket() {
+    let mut world = World::new();
+    world.start();
+    assert_eq!(world.request("POST", "/vms", r#"{"name":"web"}"#).unwrap().0, 201);
+    world.until("all run", |world| PROCESSES.iter().all(|name| world.pid(name).is_some()));
+    let pids = PROCESSES.map(|name| world.pid(name).unwrap());
+    let down = world.oht(&["down", "--json"]);
+    assert!(down.status.success() && String::from_utf8_lossy(&down.stdout).contains("true"));
+    assert!(pids.iter().all(|pid| !alive(*pid)));
+    let is_socket = |path: &Path| std::os::unix::fs::FileTypeExt::is_socket(&fs::metadata(path).unwrap().file_type());
+    let left: Vec<_> =
+        fs::read_dir(world.path("r")).unwrap().flatten().map(|e| e.path()).filter(|p| is_socket(p)).collect();
+    assert!(left.is_empty() && fs::read_dir(world.path("r/vm")).unwrap().next().is_none(), "{left:?}");
+    assert_eq!(world.oht(&["status"]).status.code(), Some(3));
+}
+
+#[test]
+fn guest_init_makes_the_router_ready_and_the_uplink_dials_what_the_network_names() {
+    let mut world = World::new();
+    world.start();
+    world.until("QEMU runs", |world| world.pid("qemu").is_some() && world.pid("uplink").is_some());
+    let mut init = world.connect("r/vsock_1024", Role::Init);
+    let mut bytes = [0; 200];
+    let read = init.read(&mut bytes).unwrap();
+    assert!(matches!(decode::<ToInit>(&bytes[..read]).unwrap(), Some((ToInit::Provision { .. }, _))));
+    let ready = FromInit::Ready { uptime_ms: 1, kernel: "6.12".into(), memory_kib: (96 << 10, 50 << 10) };
+    init.write_all(&encode(&ready).unwrap()).unwrap();
+    world.until("ready", |world| world.status()["router"]["state"] == "ready");
+    assert!(world.status()["router"]["boot_s"].as_f64().unwrap() > 0.0);
+
+    // The network's only relay is closed: refused is what the uplink says only once it has dialled.
+    let ask = |address: &str| {
+        let mut uplink = world.connect("r/vsock_1025", Role::Router);
+        uplink.write_all(&DialRequest(address.parse().unwrap()).encode()).unwrap();
+        let mut answer = [0];
+        uplink.read_exact(&mut answer).unwrap();
+        DialAnswer::try_from(answer[0]).unwrap()
+    };
+    world.until("the allow list has arrived", |_| ask("127.0.0.1:1") == DialAnswer::Refused);
+    assert_eq!(ask("127.0.0.1:2"), DialAnswer::Forbidden);
+    kill(world.pid("uplink").unwrap());
+    // Its successor takes what waits in the backlog; it has the list a moment later.
+    world.until("a new uplink has the list", |_| ask("127.0.0.1:1") == DialAnswer::Refused);
+}
+
+/// Reads one message of the agent to the router program.
+fn order(router: &mut UnixStream) -> ToRouter {
+    let mut prefix = [0; 4];
+    router.read_exact(&mut prefix).unwrap();
+    let mut bytes = prefix.to_vec();
+    bytes.resize(4 + body_bytes(prefix).unwrap(), 0);
+    router.read_exact(&mut bytes[4..]).unwrap();
+    decode(&bytes).unwrap().unwrap().0
+}
+
+#[test]
+fn what_a_vm_uses_is_in_the_status_and_the_metrics() {
+    let mut world = World::new();
+    world.start();
+    assert!(world.oht(&["vm", "add", "web", "--optimistic"]).status.success());
+    assert_eq!(world.status()["vms"][0]["usage"], Value::Null);
+    let mut router = world.connect("r/vsock_1024", Role::Router);
+    assert!(matches!(order(&mut router), ToRouter::Configure { .. }));
+    let ToRouter::Attach { vm, optimistic: true, .. } = order(&mut router) else { panic!("not optimistic") };
+    let usage = VmUsage {
+        vm,
+        flows: 3,
+        circuits: 2,
+        retries: 1,
+        bytes_from_vm: 1000,
+        bytes_to_vm: 1 << 40,
+        drops: [("checksum".into(), 5)].into(),
+    };
+    let report = FromRouter::Usage { resident_kib: 1, available_kib: 2, flows: 3, vms: vec![usage] };
+    router.write_all(&encode(&report).unwrap()).unwrap();
+    world.until("the usage is known", |world| world.status()["vms"][0]["usage"]["flows"] == 3);
+    let status = world.oht(&["status"]);
+    let said = String::from_utf8_lossy(&status.stdout).into_owned();
+    for part in ["3 flows on 2 circuits", "1000 B out, 1048576.0 MiB in, 1 retries", "checksum 5", "optimistic"] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    let json = world.oht(&["status", "--json"]);
+    let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["vms"][0]["usage"]["drops"]["checksum"], 5);
+    let metrics = world.oht(&["metrics"]);
+    let said = String::from_utf8_lossy(&metrics.stdout).into_owned();
+    assert!(said.contains("oht_vm_bytes_total{vm=\"web\",direction=\"to_vm\"} 1099511627776\n"), "{said}");
+    assert!(said.trim_end().ends_with("# EOF"), "{said}");
+    let description = world.request("GET", "/openapi.json", "").unwrap().1;
+    assert!(description["paths"]["/metrics"]["get"]["responses"]["200"].is_object(), "{description}");
+    drop(router);
+    world.until("it is forgotten with the program", |world| world.status()["vms"][0]["usage"].is_null());
+}
+
+#[test]
+fn bad_input_gets_a_clear_answer_and_changes_nothing() {
+    let mut world = World::new();
+    world.start();
+    let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(300));
+    for (method, path, body, status) in [
+        ("POST", "/vms", r#"{"name":"a","colour":1}"#, 422),
+        ("POST", "/vms", r#"{"name":"../a"}"#, 422),
+        ("POST", "/vms", r#"{"name":"a b"}"#, 422),
+        ("POST", "/vms", r#"["a"]"#, 422),
+        ("POST", "/vms", &long, 422),
+        ("POST", "/vms", "{", 400),
+        ("PUT", "/vms", "", 405),
+        ("GET", "/nothing", "", 404),
+        ("DELETE", "/vms/none", "", 404),
+        ("DELETE", "/vms/..%2f..", "", 400),
+        ("GET", "/vms/none/attach", "", 404),
+        ("GET", "/status?", "", 200),
+    ] {
+        let (got, answer) = world.request(method, path, body).unwrap();
+        assert_eq!(got, status, "{method} {path} {body}: {answer}");
+        assert!(got == 200 || (answer["status"] == status && answer["type"] == "about:blank"), "{answer}");
+    }
+    assert_eq!(world.request("POST", "/vms", r#"{"name":"a"}"#).unwrap().0, 201);
+    assert_eq!(world.request("POST", "/vms", r#"{"name":"a"}"#).unwrap().0, 409);
+    assert_eq!(world.request("GET", "/vms", "").unwrap().1.as_array().unwrap().len(), 1);
+    let attach = world.oht(&["vm", "attach", "a", "--qemu"]);
+    assert!(String::from_utf8_lossy(&attach.stdout).contains("r/vm/a/net.sock,reconnect-ms=500"));
+    assert_eq!(world.request("DELETE", "/vms/a", "").unwrap().0, 204);
+    assert!(!world.path("r/vm/a").exists());
+}
+
+#[test]
+fn a_second_agent_and_a_corrupt_image_are_told_what_is_wrong() {
+    let mut world = World::new();
+    world.start();
+    for (run, state) in [("r2", "s"), ("r", "s2")] {
+        let second = world.command(run, state).output().unwrap();
+        let said = String::from_utf8_lossy(&second.stderr).into_owned();
+        let pid = world.agent.as_ref().unwrap().id().to_string();
+        assert!(!second.status.success() && said.contains(&pid) && said.contains("oht down"), "{said}");
+    }
+    world.until("QEMU runs", |world| world.pid("qemu").is_some());
+    fs::write(world.path("image/vmlinuz"), "another").unwrap();
+    kill(world.pid("qemu").unwrap());
+    world.until("the image is refused", |world| world.status()["failures"].to_string().contains("corrupt"));
+    assert_eq!(world.pid("vsock"), None, "nothing runs half");
+    fs::write(world.path("image/vmlinuz"), "vmlinuz").unwrap();
+    world.until("and taken once it is whole", |world| world.pid("qemu").is_some());
+}

@@ -1,0 +1,31 @@
+//! The only user of arti: a Tor client whose every TCP connection goes through a dialler of ours.
+//!
+//! Arti takes a runtime that provides its TCP. Ours ([`dialler`]) has no sockets: it hands each connection to a
+//! [`Dial`], which inside the router VM opens a stream of the uplink, and in embedded mode a plain TCP connection. So
+//! there is one place where bytes can leave, and the VM needs no IP stack.
+//!
+//! One [`Onion`] is one Tor client: one directory, one set of guards. [`Onion::vm_client`] gives each VM a client of
+//! its own that shares those and never a circuit. A [`VmClient`] opens [`OnionStream`]s, spread over several circuits
+//! (`circuits` says which may share one), and says why it could not ([`ConnectError`]), in the three ways that a VM can
+//! be told: refused, unreachable, no answer.
+//!
+//! This crate is thin on purpose: arti takes minutes to build, and what builds on this crate should not. So its futures
+//! and streams come in boxes: an `async fn` is compiled where it is awaited, and with it the arti inside it.
+
+mod circuits;
+mod client;
+mod dialler;
+mod exits;
+mod failure;
+mod network;
+mod stream;
+mod target;
+mod vm;
+
+pub use circuits::Credential;
+pub use client::{Onion, OnionError, Settings, Status};
+pub use dialler::{Dial, DialledStream};
+pub use failure::ConnectError;
+pub use network::public_network;
+pub use stream::{CircuitInfo, OnionStream};
+pub use vm::{Usage, VmClient};

@@ -1,0 +1,182 @@
+//! The Tor client of one VM.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arti_client::{HasKind, IsolationToken, StreamPrefs, TorAddr};
+use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
+use tor_circmgr::TargetPort;
+
+use crate::{
+    circuits::{Credential, Spread},
+    client::Client,
+    exits::Exits,
+    failure::{Attempt, ConnectError, judge},
+    stream::{Circuits, OnionStream},
+    target::Target,
+};
+
+/// How many circuits a stream is tried on before the VM is told that it failed.
+const ATTEMPTS: u64 = 3;
+
+/// How long all attempts may take before the VM is told nothing, as by a host that does not answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The Tor client of one VM; clones are the same client.
+#[derive(Clone)]
+pub struct VmClient(Arc<Inner>);
+
+struct Inner {
+    /// For onion services.
+    onions: Client,
+    exits: Exits,
+    spread: Mutex<Spread>,
+    circuits: Circuits,
+    retries: AtomicU64,
+    /// Shared by all VMs.
+    preparing: Arc<Semaphore>,
+}
+
+/// What a VM's streams use and need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Circuits that carry streams at this moment.
+    pub circuits: u32,
+    /// How often a stream was tried again on another circuit.
+    pub retries: u64,
+}
+
+impl VmClient {
+    /// A client whose streams to onion services go through `onions`, which no other VM may have, and all others through
+    /// `exits`.
+    pub(crate) fn new(onions: Client, exits: Exits, preparing: Arc<Semaphore>) -> VmClient {
+        VmClient(Arc::new(Inner {
+            onions,
+            exits,
+            spread: Mutex::new(Spread::new()),
+            circuits: Circuits::default(),
+            retries: AtomicU64::new(0),
+            preparing,
+        }))
+    }
+
+    /// Builds the first circuits, so that the first streams need not wait for them. Returns at once; a client that is
+    /// dropped before its turn has come builds none.
+    pub fn prepare(&self) {
+        for token in self.0.spread().first() {
+            self.prepare_circuit(token, None);
+        }
+    }
+
+    /// Opens a stream to `host` (a name, an `.onion` name, or an address) and `port`. Returns once the far end has
+    /// accepted; an optimistic client does not wait for that. The name is resolved at the exit, never here. Streams with
+    /// different credentials, and those without one, never share a circuit.
+    ///
+    /// # Errors
+    /// Says which of the three things to tell the VM.
+    pub fn connect<'a>(
+        &'a self,
+        host: &'a str,
+        port: u16,
+        credential: Option<&'a Credential>,
+    ) -> BoxFuture<'a, Result<OnionStream, ConnectError>> {
+        let connected = async move {
+            match Target::new(host, port, self.0.exits.local_addresses)? {
+                Target::Onion(target) => self.connect_onion(&target, credential).await,
+                Target::Exit { host, port } => self.connect_exit(&host, port, credential).await,
+            }
+        };
+        Box::pin(async {
+            tokio::time::timeout(CONNECT_TIMEOUT, connected).await.unwrap_or(Err(ConnectError::TimedOut))
+        })
+    }
+
+    /// What the streams use and need.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let circuits = u32::try_from(self.0.circuits.count()).unwrap_or(u32::MAX);
+        Usage { circuits, retries: self.0.retries.load(Ordering::Relaxed) }
+    }
+
+    async fn connect_exit(
+        &self,
+        host: &str,
+        port: TargetPort,
+        credential: Option<&Credential>,
+    ) -> Result<OnionStream, ConnectError> {
+        let mut lease = self.0.spread().take(host, credential);
+        if let Some(next) = lease.next.take() {
+            self.prepare_circuit(next, Some(port));
+        }
+        let mut token = lease.token;
+        let mut attempt = 1;
+        loop {
+            let error = match self.0.exits.open(host, port, token).await {
+                Ok(stream) => return Ok(OnionStream::new(stream, false, Some(lease), &self.0.circuits)),
+                Err(Attempt::Final(error)) => return Err(error),
+                // The slot stays, and has another circuit now.
+                Err(Attempt::Broken(error)) => error,
+                // The circuit stays for others; a token of its own forces another for this stream.
+                Err(Attempt::Elsewhere(error)) => {
+                    token = IsolationToken::new();
+                    error
+                }
+            };
+            self.0.again(&mut attempt, error)?;
+        }
+    }
+
+    async fn connect_onion(
+        &self,
+        target: &TorAddr,
+        credential: Option<&Credential>,
+    ) -> Result<OnionStream, ConnectError> {
+        let mut token = self.0.spread().onion(credential);
+        let mut attempt = 1;
+        loop {
+            let mut prefs = StreamPrefs::new();
+            prefs.set_isolation(token);
+            let error = match self.0.onions.connect_with_prefs(target.clone(), &prefs).await {
+                Ok(stream) => return Ok(OnionStream::new(stream, true, None, &self.0.circuits)),
+                Err(error) => error.kind(),
+            };
+            tracing::debug!(kind = ?error, attempt, "a stream to an onion service could not be opened");
+            match judge(error) {
+                Attempt::Final(error) => return Err(error),
+                Attempt::Broken(error) | Attempt::Elsewhere(error) => self.0.again(&mut attempt, error)?,
+            }
+            token = IsolationToken::new();
+        }
+    }
+
+    fn prepare_circuit(&self, token: IsolationToken, port: Option<TargetPort>) {
+        let (client, preparing) = (Arc::downgrade(&self.0), Arc::clone(&self.0.preparing));
+        tokio::spawn(async move {
+            let Ok(_turn) = preparing.acquire().await else { return };
+            let Some(client) = client.upgrade() else { return };
+            client.exits.prepare(token, port).await;
+        });
+    }
+}
+
+impl Inner {
+    fn spread(&self) -> MutexGuard<'_, Spread> {
+        self.spread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts an attempt that failed with `error`, which is the answer when it was the last.
+    fn again(&self, attempt: &mut u64, error: ConnectError) -> Result<(), ConnectError> {
+        if *attempt == ATTEMPTS {
+            return Err(error);
+        }
+        *attempt += 1;
+        self.retries.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,245 @@
+//! A VM in memory against a session whose far ends are in memory too.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{future::Future, net::Ipv4Addr, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    sync::mpsc,
+};
+use vhost_net_onion::{
+    Session, Stats, StreamCarrier,
+    egress::{Egress, Request},
+    gateway::{Config, Failure, Host, Target},
+    memory_vm::{Connection, MemoryVm, MemoryVmError},
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Hands the far end of every accepted stream to the test. Port 1 refuses, port 2 is unreachable, port 3 never answers.
+struct FarEnds(mpsc::UnboundedSender<(Target, DuplexStream)>);
+
+impl Egress for FarEnds {
+    type Stream = DuplexStream;
+
+    async fn connect(&self, Request { target, .. }: Request) -> Result<DuplexStream, Failure> {
+        match target.port {
+            1 => return Err(Failure::Refused),
+            2 => return Err(Failure::Unreachable),
+            3 => return std::future::pending().await,
+            _ => {}
+        }
+        let (ours, theirs) = tokio::io::duplex(8 * 1024);
+        self.0.send((target, theirs)).map_err(|_| Failure::Unreachable)?;
+        Ok(ours)
+    }
+}
+
+struct World {
+    session: Session<FarEnds>,
+    far_ends: mpsc::UnboundedReceiver<(Target, DuplexStream)>,
+    stats: Arc<Stats>,
+}
+
+impl World {
+    fn new() -> World {
+        let (sender, far_ends) = mpsc::unbounded_channel();
+        let stats = Arc::new(Stats::default());
+        let session = Session::new(FarEnds(sender), Config::default(), [3; 32], Arc::clone(&stats));
+        World { session, far_ends, stats }
+    }
+}
+
+/// Runs `test` with a VM that has its lease, beside the session; both together within the limit.
+fn with_vm<T, F>(test: T)
+where
+    T: FnOnce(MemoryVm<DuplexStream>, Ipv4Addr, mpsc::UnboundedReceiver<(Target, DuplexStream)>, Arc<Stats>) -> F,
+    F: Future<Output = Result<(), MemoryVmError>>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let World { mut session, far_ends, stats } = World::new();
+        let (link, cable) = tokio::io::duplex(256 * 1024);
+        let guest = async {
+            let mut vm = MemoryVm::new(cable);
+            let server = vm.lease().await?;
+            test(vm, server, far_ends, stats).await
+        };
+        let mut carrier = StreamCarrier::new(link);
+        let both = async {
+            tokio::select! {
+                ended = session.serve(&mut carrier) => panic!("the session ended: {ended:?}"),
+                done = guest => done.unwrap(),
+            }
+        };
+        tokio::time::timeout(LIMIT, both).await.expect("the test takes too long");
+    });
+}
+
+/// Connects to `port` of the name `far.test` and returns both ends.
+async fn connect(
+    vm: &mut MemoryVm<DuplexStream>,
+    server: Ipv4Addr,
+    far_ends: &mut mpsc::UnboundedReceiver<(Target, DuplexStream)>,
+    port: u16,
+) -> Result<(Connection, DuplexStream), MemoryVmError> {
+    let address = vm.resolve(server, "far.test").await?;
+    let connection = vm.connect(address, port).await?;
+    let (target, far_end) = far_ends.recv().await.unwrap();
+    assert_eq!(target, Target { host: Host::Name("far.test".into()), port });
+    Ok((connection, far_end))
+}
+
+fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|n| (n * 31 % 251) as u8).collect()
+}
+
+#[test]
+fn a_megabyte_goes_each_way_unchanged() {
+    with_vm(|mut vm, server, mut far_ends, _| async move {
+        let (connection, far_end) = connect(&mut vm, server, &mut far_ends, 80).await?;
+        let (mut read, mut write) = tokio::io::split(far_end);
+        let data = pattern(1 << 20);
+        let (to_vm, to_far_end) = (data.clone(), data.clone());
+        let writer = tokio::spawn(async move { write.write_all(&to_vm).await.map(|()| write) });
+        let reader = tokio::spawn(async move {
+            let mut bytes = vec![0; to_far_end.len()];
+            read.read_exact(&mut bytes).await.map(|_| bytes == to_far_end)
+        });
+        let (mut sent, mut received) = (0, vec![]);
+        while received.len() < data.len() || !reader.is_finished() {
+            sent += vm.send(connection, &data[sent..]);
+            received.extend(vm.recv(connection).unwrap());
+            vm.turn().await?;
+        }
+        assert!(received == data, "towards the VM");
+        assert!(reader.await.unwrap().unwrap(), "towards the far end");
+        drop(writer.await);
+        Ok(())
+    });
+}
+
+#[test]
+fn refused_unreachable_and_silent_are_three_different_things() {
+    with_vm(|mut vm, server, _far_ends, stats| async move {
+        let address = vm.resolve(server, "far.test").await?;
+        assert!(matches!(vm.connect(address, 1).await, Err(MemoryVmError::Reset)));
+        // smoltcp, as the VM, does not act on ICMP: unreachable and silent both look like waiting.
+        for port in [2, 3] {
+            assert!(tokio::time::timeout(Duration::from_millis(300), vm.connect(address, port)).await.is_err());
+        }
+        assert_eq!(stats.snapshot().flows, 1, "only the silent one is still open");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_far_end_answers_after_the_vm_has_said_all() {
+    with_vm(|mut vm, server, mut far_ends, stats| async move {
+        let (connection, mut far_end) = connect(&mut vm, server, &mut far_ends, 80).await?;
+        vm.send(connection, b"all I have to say");
+        vm.shutdown(connection);
+        let mut said = [0; 17];
+        loop {
+            let read = tokio::time::timeout(Duration::from_millis(1), far_end.read_exact(&mut said));
+            if let Ok(read) = read.await {
+                read.unwrap();
+                break;
+            }
+            vm.turn().await?;
+        }
+        far_end.write_all(b"an answer").await.unwrap();
+        drop(far_end);
+        let mut answer = vec![];
+        while let Some(bytes) = vm.recv(connection) {
+            answer.extend(bytes);
+            vm.turn().await?;
+        }
+        assert_eq!((said.as_slice(), answer.as_slice()), (b"all I have to say".as_slice(), b"an answer".as_slice()));
+        while stats.snapshot().flows > 0 {
+            vm.turn().await?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_vm_that_does_not_read_holds_the_far_end_up() {
+    with_vm(|mut vm, server, mut far_ends, _| async move {
+        let (_connection, mut far_end) = connect(&mut vm, server, &mut far_ends, 80).await?;
+        let data = vec![7; 4 << 20];
+        let mut accepted = 0;
+        for _ in 0..200 {
+            let write = tokio::time::timeout(Duration::from_millis(1), far_end.write(&data[accepted..]));
+            accepted += write.await.map_or(0, Result::unwrap);
+            vm.turn().await?;
+        }
+        // The VM's buffer, the gateway's, the credit and the pipe, and not one byte of the rest.
+        assert!((64 << 10..512 << 10).contains(&accepted), "{accepted} bytes were taken for a VM that reads none");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_far_end_that_does_not_read_holds_the_vm_up() {
+    with_vm(|mut vm, server, mut far_ends, _| async move {
+        let (connection, _far_end) = connect(&mut vm, server, &mut far_ends, 80).await?;
+        let data = vec![7; 4 << 20];
+        let mut sent = 0;
+        for _ in 0..200 {
+            sent += vm.send(connection, &data[sent..]);
+            vm.turn().await?;
+        }
+        assert!((64 << 10..512 << 10).contains(&sent), "{sent} bytes were taken for a far end that reads none");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_connection_that_the_vm_leaves_ends_the_stream() {
+    with_vm(|mut vm, server, mut far_ends, stats| async move {
+        let (connection, mut far_end) = connect(&mut vm, server, &mut far_ends, 80).await?;
+        far_end.write_all(b"hello").await.unwrap();
+        drop(far_end);
+        vm.shutdown(connection);
+        while stats.snapshot().flows > 0 {
+            vm.turn().await?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn connections_survive_the_loss_of_the_link() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let both = async {
+        let World { mut session, mut far_ends, .. } = World::new();
+        let (link, cable) = tokio::io::duplex(256 * 1024);
+        let (relink, new_cable) = tokio::io::duplex(256 * 1024);
+        let sessions = async {
+            // How it ends depends on whether the session was writing when the cable was pulled.
+            let _ended = session.serve(&mut StreamCarrier::new(link)).await;
+            session.serve(&mut StreamCarrier::new(relink)).await.unwrap();
+        };
+        let guest = async {
+            let mut vm = MemoryVm::new(cable);
+            let server = vm.lease().await?;
+            let (connection, mut far_end) = connect(&mut vm, server, &mut far_ends, 80).await?;
+            vm.replace_link(new_cable);
+            far_end.write_all(b"still here").await.unwrap();
+            let mut received = vec![];
+            while received.len() < 10 {
+                vm.turn().await?;
+                received.extend(vm.recv(connection).unwrap());
+            }
+            assert_eq!(received, b"still here");
+            Ok::<_, MemoryVmError>(())
+        };
+        tokio::select! {
+            () = sessions => panic!("the sessions ended"),
+            done = guest => done.unwrap(),
+        }
+    };
+    runtime.block_on(async { tokio::time::timeout(LIMIT, both).await.expect("the test takes too long") });
+}
