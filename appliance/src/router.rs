@@ -6,7 +6,7 @@
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
-use vhost_net_onion::onion::Onion;
+use vhost_net_onion::onion::{Dial, Onion};
 use wire::{
     VMS_MAX, VmName,
     control::{FromRouter, ToRouter},
@@ -37,7 +37,8 @@ const REPORTS_MAX: usize = 256;
 /// Runs the router. Returns only when it must be started again.
 pub(crate) async fn run() -> anyhow::Result<()> {
     let (sender, mut reports) = mpsc::channel(REPORTS_MAX);
-    let mut router = Router { reports: sender, tor: None, vms: HashMap::new(), latest: Latest::default() };
+    let mut router =
+        Router { reports: sender, tor: None, uplink: Arc::default(), vms: HashMap::new(), latest: Latest::default() };
     loop {
         let control = router.connect(&mut reports).await;
         match router.obey(control, &mut reports).await {
@@ -51,6 +52,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
 struct Router {
     reports: mpsc::Sender<FromRouter>,
     tor: Option<(TorNetwork, Arc<Onion>)>,
+    uplink: Arc<Uplink>,
     vms: HashMap<VmName, AttachedVm>,
     latest: Latest,
 }
@@ -112,6 +114,16 @@ impl Router {
                 self.latest.forget(&vm);
                 Ok(())
             }
+            ToRouter::PortEnded { vm } => {
+                if let Some(attached) = self.vms.get(&vm) {
+                    attached.connect_again();
+                }
+                Ok(())
+            }
+            ToRouter::UplinkEnded => {
+                self.uplink.forget_streams();
+                Ok(())
+            }
         };
         if let Err(what) = done {
             tracing::error!("{what}");
@@ -127,7 +139,8 @@ impl Router {
             None => {}
         }
         let state = Path::new(STATE_DIR).join(&network.name);
-        Ok(match tor::start(network.clone(), state, Arc::new(Uplink), self.reports.clone()).await {
+        let uplink: Arc<dyn Dial> = self.uplink.clone();
+        Ok(match tor::start(network.clone(), state, uplink, self.reports.clone()).await {
             Ok(onion) => {
                 self.tor = Some((network, onion));
                 Ok(())

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::AbortHandle,
+};
 use vhost_net_onion::{
     Session, Stats, StreamCarrier, TorEgress,
     gateway::Config,
@@ -37,6 +40,7 @@ pub(crate) struct AttachedVm {
     pub(crate) terms: Terms,
     stats: Arc<Stats>,
     client: VmClient,
+    link_is_dead: Arc<Notify>,
     task: AbortHandle,
 }
 
@@ -54,6 +58,11 @@ impl AttachedVm {
             drops: stats.drops.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
         }
     }
+
+    /// The port at the other end of the link is gone: the link is connected again, the VM's connections go on.
+    pub(crate) fn connect_again(&self) {
+        self.link_is_dead.notify_waiters();
+    }
 }
 
 impl Drop for AttachedVm {
@@ -68,9 +77,17 @@ pub(crate) fn attach(vm: VmName, terms: Terms, onion: &Onion, reports: mpsc::Sen
     // Outlives a session that crashed, as do its circuits.
     let client = onion.vm_client(terms.optimistic);
     client.prepare();
-    let served = Vm { name: vm, terms, client: client.clone(), reports, stats: Arc::clone(&stats) };
+    let link_is_dead = Arc::<Notify>::default();
+    let served = Vm {
+        name: vm,
+        terms,
+        client: client.clone(),
+        reports,
+        stats: Arc::clone(&stats),
+        link_is_dead: Arc::clone(&link_is_dead),
+    };
     let task = tokio::spawn(served.serve()).abort_handle();
-    AttachedVm { terms, stats, client, task }
+    AttachedVm { terms, stats, client, link_is_dead, task }
 }
 
 #[derive(Clone)]
@@ -80,6 +97,7 @@ struct Vm {
     client: VmClient,
     reports: mpsc::Sender<FromRouter>,
     stats: Arc<Stats>,
+    link_is_dead: Arc<Notify>,
 }
 
 impl Vm {
@@ -103,16 +121,22 @@ impl Vm {
         let (ours, theirs) =
             (Hello::for_vm(Role::Router, self.name.clone()), Hello::for_vm(Role::Port, self.name.clone()));
         loop {
-            match vsock::connect(self.terms.link_port, &ours, &theirs).await {
-                Ok(link) => {
-                    self.report(FromRouter::Link { vm: self.name.clone(), up: true }).await;
-                    if let Err(error) = session.serve(&mut StreamCarrier::new(link)).await {
-                        tracing::warn!(vm = %self.name, "link: {}", causes(&error));
+            let connected = async {
+                match vsock::connect(self.terms.link_port, &ours, &theirs).await {
+                    Ok(link) => {
+                        self.report(FromRouter::Link { vm: self.name.clone(), up: true }).await;
+                        if let Err(error) = session.serve(&mut StreamCarrier::new(link)).await {
+                            tracing::warn!(vm = %self.name, "link: {}", causes(&error));
+                        }
                     }
-                    self.report(FromRouter::Link { vm: self.name.clone(), up: false }).await;
+                    Err(error) => tracing::warn!(vm = %self.name, "link: {}", causes(&error)),
                 }
-                Err(error) => tracing::warn!(vm = %self.name, "link: {}", causes(&error)),
+            };
+            tokio::select! {
+                () = connected => {}
+                () = self.link_is_dead.notified() => tracing::info!(vm = %self.name, "the port of this link has ended"),
             }
+            self.report(FromRouter::Link { vm: self.name.clone(), up: false }).await;
             tokio::time::sleep(RECONNECT).await;
         }
     }

@@ -41,7 +41,7 @@ pub(crate) fn start(log_filter: Option<&str>) -> Result<Pid, StartError> {
         .map_err(|error| StartError::Unfit(error.to_string()))?;
     let (uid, gid) = owner();
     let mut command = Command::new(root.join(ROUTER));
-    command.env_clear().env("PATH", "/bin").env("MALLOC_TRIM_THRESHOLD_", "8388608").env("MALLOC_TOP_PAD_", "1048576").env("RUST_BACKTRACE", "1").current_dir("/").stdin(Stdio::null());
+    command.env_clear().env("PATH", "/bin").env("RUST_BACKTRACE", "1").current_dir("/").stdin(Stdio::null());
     command.uid(uid).gid(gid);
     if let Some(filter) = log_filter {
         command.env("RUST_LOG", filter);

@@ -24,7 +24,7 @@ use tokio::{
     sync::watch,
     task::{AbortHandle, JoinHandle},
 };
-use wire::{CONTROL_PORT, UPLINK_PORT, VmName};
+use wire::{CONTROL_PORT, UPLINK_PORT, VmName, control::ToRouter};
 
 use crate::{
     children::Children,
@@ -81,6 +81,7 @@ pub struct Agent {
     /// Held while a VM is added or removed, so that these happen one after the other.
     changing: tokio::sync::Mutex<BTreeMap<VmName, Port>>,
     vms: watch::Sender<Vms>,
+    control: Control,
     end: Stopper,
     _locks: [Lock; 2],
 }
@@ -145,6 +146,7 @@ impl Agent {
             table: Mutex::new(VmTable::default()),
             changing: tokio::sync::Mutex::default(),
             vms,
+            control: control.clone(),
             end,
             settings: settings.clone(),
             _locks: locks,
@@ -152,7 +154,7 @@ impl Agent {
         agent.adopt(table).await;
         let allowed = control.allowed();
         let serving = tokio::spawn(control.clone().serve(listener));
-        let uplink = uplink(settings.clone(), programs.clone(), uplink_listener, allowed);
+        let uplink = uplink(settings.clone(), programs.clone(), uplink_listener, allowed, control.clone());
         let uplink = supervise::keep_running(shared.clone(), "uplink".into(), uplink_stop, uplink);
         let router = RouterVm { settings, programs, decision, shared, control };
         let parts = Parts {
@@ -306,10 +308,15 @@ impl Agent {
         let link = OwnedFd::from(sockets::listen(&run.vsock_port(link_port))?);
         let name = format!("port:{vm}");
         let (program, log) = (self.programs.find(programs::PORT)?, run.process_log(&name));
-        let vm = vm.to_string();
+        let (vm, control) = (vm.clone(), self.control.clone());
+        let mut is_successor = false;
         let start = move |shared: &Shared, name: &str| -> io::Result<Supervised> {
+            if std::mem::replace(&mut is_successor, true) {
+                control.notify(ToRouter::PortEnded { vm: vm.clone() });
+            }
             let fds = [vhost_user.as_raw_fd(), link.as_raw_fd()].map(|fd| fd.to_string());
-            let arguments = ["--vm", &vm, "--vhost-user-fd", &fds[0], "--link-fd", &fds[1]].map(Into::into).to_vec();
+            let arguments =
+                ["--vm", vm.as_str(), "--vhost-user-fd", &fds[0], "--link-fd", &fds[1]].map(Into::into).to_vec();
             shared.start(name, Spawn { program: program.clone(), arguments, log: log.clone() }, &[&vhost_user, &link])
         };
         let (stopper, stop) = Stopper::new();
@@ -347,6 +354,7 @@ fn uplink(
     programs: Programs,
     listener: UnixListener,
     allowed: watch::Receiver<Vec<u8>>,
+    control: Control,
 ) -> impl FnMut(&Shared, &str) -> io::Result<Supervised> {
     let listener = OwnedFd::from(listener);
     let log = settings.run.process_log("uplink");
@@ -354,6 +362,7 @@ fn uplink(
     move |shared, name| {
         if let Some(before) = feeding.take() {
             before.abort();
+            control.notify(ToRouter::UplinkEnded);
         }
         let program = programs.find(programs::UPLINK).map_err(io::Error::other)?;
         let (sender, receiver) = pipe::pipe()?;

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! Init:   hello ─► Provision ─► (Ready | Failure | ProgramEnded)* ─► PowerOff ─► PoweringOff ─► closed by us
-//! Router: hello ─► Configure ─► Attach for each VM ─► Attach/Detach as VMs come and go; reports at any time
+//! Router: hello ─► Configure ─► Attach for each VM ─► Attach/Detach as VMs come and go; notices and reports at any time
 //! ```
 
 mod init;
@@ -24,11 +24,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{UnixListener, UnixStream},
-    sync::{Semaphore, watch},
+    sync::{Semaphore, broadcast, watch},
     task::AbortHandle,
 };
 use wire::{
-    control::{ControlError, body_bytes, encode},
+    control::{ControlError, ToRouter, body_bytes, encode},
     hello::{Hello, Role},
     network::TorNetwork,
 };
@@ -44,6 +44,9 @@ use crate::{
 /// Control connections at one time: two are needed, and as many again while a program is being restarted.
 const CONNECTIONS_MAX: usize = 8;
 
+/// Notices that wait for the router, which misses the oldest when there are more.
+const NOTICES_MAX: usize = 256;
+
 /// What the control connections need, and what they offer.
 #[derive(Clone)]
 pub struct Control(Arc<Inner>);
@@ -56,6 +59,7 @@ struct Inner {
     relays_kept: PathBuf,
     allowed: watch::Sender<Vec<u8>>,
     power_off: watch::Sender<bool>,
+    notices: broadcast::Sender<ToRouter>,
     sessions: Mutex<Sessions>,
 }
 
@@ -86,9 +90,15 @@ impl Control {
         let relays = Relays::load(network.clone(), &relays_kept);
         let (allowed, _) = watch::channel(relays.line());
         let (power_off, _) = watch::channel(false);
+        let (notices, _) = broadcast::channel(NOTICES_MAX);
         let relays = Mutex::new(relays);
         let sessions = Mutex::default();
-        Control(Arc::new(Inner { shared, network, vms, relays, relays_kept, allowed, power_off, sessions }))
+        Control(Arc::new(Inner { shared, network, vms, relays, relays_kept, allowed, power_off, notices, sessions }))
+    }
+
+    /// Tells the router what it should know now; not one that connects later, for which it is no news.
+    pub fn notify(&self, notice: ToRouter) {
+        let _nobody_is_there = self.0.notices.send(notice);
     }
 
     /// The allow list as a line, and every later one.

@@ -81,6 +81,15 @@ pub enum ToRouter {
         /// The VM.
         vm: VmName,
     },
+    /// The port of this VM ended, and a successor is about to be started: the link that stood is dead. The vsock
+    /// device does not always say so: what it finds when it reads from a process that died with bytes unread is an
+    /// error, and it keeps such a connection open for ever.
+    PortEnded {
+        /// The VM.
+        vm: VmName,
+    },
+    /// The same of the uplink, and of every connection to a relay.
+    UplinkEnded,
 }
 
 /// From the router to the host agent.

@@ -16,6 +16,8 @@ use crate::{app_vm::AppVm, processes};
 pub(super) const TESTS: Tests = &[
     ("kill_port", |stage| kill(stage, "port:a")),
     ("kill_uplink", |stage| kill(stage, "uplink")),
+    ("kill_hung_port", |stage| kill_hung(stage, "port:a")),
+    ("kill_hung_uplink", |stage| kill_hung(stage, "uplink")),
     ("kill_vsock_device", |stage| kill(stage, "vsock")),
     ("kill_virtiofsd", |stage| kill(stage, "virtiofsd")),
     ("kill_router_qemu", |stage| kill(stage, "qemu")),
@@ -27,6 +29,8 @@ pub(super) const TESTS: Tests = &[
 const RECOVERY_MAX: Duration = Duration::from_secs(15);
 /// After that the test gives up waiting, so that the next one finds a world that works again.
 const RECOVERY_GIVE_UP: Duration = Duration::from_secs(90);
+/// How long the traffic lasts during which a hung process is killed.
+const TRAFFIC_S: u32 = 20;
 /// Of one fetch: a program in the VM that gives up sooner than TCP does.
 const FETCH_S: u32 = 3;
 
@@ -36,6 +40,29 @@ fn kill(stage: &mut Stage<'_>, name: &str) -> Result<String> {
         murder(old);
         wait_for_successor(stage, name, old)
     })
+}
+
+/// A process that dies with bytes unread: the vsock device finds an error where it expects an end, and leaves the
+/// connection open. Bytes go both ways meanwhile, so that it surely has some unread.
+fn kill_hung(stage: &mut Stage<'_>, name: &str) -> Result<String> {
+    let old = stage.appliance.pid(name)?;
+    let (url, port) = (stage.url("origin.test", "/file/1024"), stage.world.addresses.origin().port());
+    let traffic = format!(
+        "timeout {TRAFFIC_S} wget -q -O /dev/null {url} & \
+         {{ printf 'POST /upload HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 1000000000\\r\\n\\r\\n'; cat /dev/zero; }} \
+         | timeout {TRAFFIC_S} nc origin.test {port} & wait"
+    );
+    stage.warm_up(&stage.a)?;
+    let traffic = stage.a.shell.begin(&traffic, RECOVERY_GIVE_UP)?;
+    thread::sleep(Duration::from_secs(1));
+    let seen = during_fetches(stage, |stage| {
+        processes::signal(old, Signal::SIGSTOP);
+        thread::sleep(Duration::from_secs(1));
+        murder(old);
+        wait_for_successor(stage, name, old)
+    })?;
+    traffic.wait()?;
+    Ok(seen)
 }
 
 /// What `systemd` or a person does then is start it again.
@@ -72,7 +99,7 @@ fn kill_everything(stage: &mut Stage<'_>) -> Result<String> {
 }
 
 /// Runs a fetch loop in VM a, lets `disturb` kill something, and waits until fetches work again in both VMs.
-fn during_fetches(stage: &mut Stage<'_>, disturb: impl FnOnce(&Stage<'_>) -> Result<()>) -> Result<String> {
+fn during_fetches(stage: &Stage<'_>, disturb: impl FnOnce(&Stage<'_>) -> Result<()>) -> Result<String> {
     for vm in stage.vms() {
         stage.warm_up(vm)?;
     }

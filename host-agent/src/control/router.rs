@@ -36,15 +36,21 @@ async fn orders(inner: &Inner, mut writer: OwnedWriteHalf) -> Result<(), Session
     write(&mut writer, &ToRouter::Configure { network: inner.network.clone() }).await?;
     let mut vms = inner.vms.clone();
     let mut served = Vms::new();
+    let mut notices = inner.notices.subscribe();
     loop {
         let wanted = vms.borrow_and_update().clone();
         for order in changes(&served, &wanted) {
             write(&mut writer, &order).await?;
         }
         served = wanted;
-        if vms.changed().await.is_err() {
-            // The agent is ending: the connection lives until the VM does not.
-            return std::future::pending().await;
+        tokio::select! {
+            changed = vms.changed() => if changed.is_err() {
+                // The agent is ending: the connection lives until the VM does not.
+                return std::future::pending().await;
+            },
+            notice = notices.recv() => if let Ok(notice) = notice {
+                write(&mut writer, &notice).await?;
+            },
         }
     }
 }
