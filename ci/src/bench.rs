@@ -83,7 +83,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Measures.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let dir = appliance::own_dir("bench")?;
+    let dir = appliance::exclusive_dir("bench")?;
     clear(&dir)?;
     match args.what {
         What::Gateway => return gateway::run(&dir, args.runs),

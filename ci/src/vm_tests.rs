@@ -44,7 +44,7 @@ use crate::{
     processes::{self, Lifetime},
     world::{
         World,
-        appliance::{Appliance, own_dir},
+        appliance::{Appliance, exclusive_dir},
         interruption,
     },
 };
@@ -126,7 +126,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the VM tests make network namespaces: run them as root");
     }
-    let dir = own_dir("vm-tests")?;
+    let dir = exclusive_dir("vm-tests")?;
     clean(&dir)?;
     let to_clean = dir.clone();
     interruption::on_signal(move || {

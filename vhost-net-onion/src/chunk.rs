@@ -1,14 +1,16 @@
-//! Buffers for what is read from streams.
+//! Reading from streams, in buffers that are lent.
 //!
 //! A flow that waits for bytes holds no buffer: it borrows one for the read, and when nothing was there it goes back at
-//! once. A read that fills much of it hands it on as it is; a short one is copied, so that it does not keep a large
-//! buffer alive while it waits for the VM. Buffers come back when the last reader of their bytes is done.
+//! once. Whatever is there is read at once: a Tor stream gives no more than a cell at a time, and each chunk costs the
+//! session a turn and the VM a segment. A chunk that fills much of the buffer is handed on as it is; a short one is
+//! copied, so that it does not keep a large buffer alive while it waits for the VM. Buffers come back when the last
+//! reader of their bytes is done.
 
 use std::{
     io,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
@@ -28,11 +30,47 @@ const SPARE_MAX: usize = 16;
 pub(crate) struct Chunks(Arc<Mutex<Vec<Box<[u8]>>>>);
 
 impl Chunks {
-    /// Reads once from `stream`; no bytes mean its end.
-    pub(crate) fn poll_read<S: AsyncRead>(&self, cx: &mut Context<'_>, stream: Pin<&mut S>) -> Poll<io::Result<Bytes>> {
-        let mut chunk = self.borrow();
+    fn borrow(&self) -> Chunk {
+        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let bytes = spare.unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
+        Chunk { bytes, filled: 0, home: self.clone() }
+    }
+}
+
+/// A stream that is read in chunks.
+pub(crate) struct ChunkReader<S> {
+    stream: S,
+    chunks: Chunks,
+    /// How the stream ended, if that was found behind bytes that had to be handed over first.
+    end: Option<io::Result<()>>,
+}
+
+impl<S: AsyncRead + Unpin> ChunkReader<S> {
+    pub(crate) fn new(stream: S, chunks: Chunks) -> ChunkReader<S> {
+        ChunkReader { stream, chunks, end: None }
+    }
+
+    /// Reads what is there, up to [`CHUNK_BYTES`]; no bytes mean the end of the stream, behind which nothing is read.
+    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        if let Some(end) = self.end.take() {
+            return Poll::Ready(end.map(|()| Bytes::new()));
+        }
+        let mut chunk = self.chunks.borrow();
         let mut buffer = ReadBuf::new(&mut chunk.bytes);
-        ready!(stream.poll_read(cx, &mut buffer))?;
+        while buffer.remaining() > 0 {
+            let before = buffer.filled().len();
+            let end = match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if buffer.filled().len() > before => continue,
+                Poll::Ready(end) => Poll::Ready(end),
+                Poll::Pending => Poll::Pending,
+            };
+            match end {
+                end if before == 0 => return end.map_ok(|()| Bytes::new()),
+                Poll::Ready(end) => self.end = Some(end),
+                Poll::Pending => {}
+            }
+            break;
+        }
         let count = buffer.filled().len();
         Poll::Ready(Ok(if count < COPIED_BELOW {
             Bytes::copy_from_slice(&chunk.bytes[..count])
@@ -40,12 +78,6 @@ impl Chunks {
             chunk.filled = count;
             Bytes::from_owner(chunk)
         }))
-    }
-
-    fn borrow(&self) -> Chunk {
-        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let bytes = spare.unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
-        Chunk { bytes, filled: 0, home: self.clone() }
     }
 }
 
@@ -74,34 +106,65 @@ impl Drop for Chunk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{collections::VecDeque, future::poll_fn};
 
-    /// Reads from `stream` once, as a flow would.
-    async fn read(chunks: &Chunks, mut stream: &[u8]) -> Bytes {
-        std::future::poll_fn(|cx| chunks.poll_read(cx, Pin::new(&mut stream))).await.unwrap()
+    async fn read<S: AsyncRead + Unpin>(reader: &mut ChunkReader<S>) -> io::Result<Bytes> {
+        poll_fn(|cx| reader.poll_read(cx)).await
+    }
+
+    async fn read_from(chunks: &Chunks, bytes: &[u8]) -> Bytes {
+        read(&mut ChunkReader::new(bytes, chunks.clone())).await.unwrap()
     }
 
     #[tokio::test]
     async fn buffers_come_back_and_short_reads_keep_none() {
         let chunks = Chunks::default();
         let spare = || chunks.0.lock().unwrap().len();
-        let short = read(&chunks, &[1; 100]).await;
+        let short = read_from(&chunks, &[1; 100]).await;
         assert_eq!((short.len(), spare()), (100, 1));
-        let long = read(&chunks, &[2; 2 * CHUNK_BYTES]).await;
+        let long = read_from(&chunks, &[2; 2 * CHUNK_BYTES]).await;
         assert_eq!((long.len(), spare()), (CHUNK_BYTES, 0));
         let half = long.slice(100..);
         drop(long);
         assert_eq!((spare(), half[0]), (0, 2));
         drop(half);
         assert_eq!(spare(), 1);
-        assert!(read(&chunks, &[]).await.is_empty());
+        assert!(read_from(&chunks, &[]).await.is_empty());
     }
 
     #[tokio::test]
     async fn a_flow_that_waits_holds_no_buffer() {
         let chunks = Chunks::default();
-        let (mut here, _there) = tokio::io::duplex(10);
-        let pending = std::future::poll_fn(|cx| Poll::Ready(chunks.poll_read(cx, Pin::new(&mut here)).is_pending()));
+        let (here, _there) = tokio::io::duplex(10);
+        let mut reader = ChunkReader::new(here, chunks.clone());
+        let pending = poll_fn(|cx| Poll::Ready(reader.poll_read(cx).is_pending()));
         assert!(pending.await);
         assert_eq!(chunks.0.lock().unwrap().len(), 1);
+    }
+
+    /// What each read brings.
+    struct Reads(VecDeque<Poll<Result<Vec<u8>, io::ErrorKind>>>);
+
+    impl AsyncRead for Reads {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            cx.waker().wake_by_ref();
+            let next = self.0.pop_front().unwrap_or_else(|| panic!("read beyond its end"));
+            next.map(|read| read.map(|bytes| buf.put_slice(&bytes)).map_err(Into::into))
+        }
+    }
+
+    #[tokio::test]
+    async fn small_reads_are_gathered_and_the_end_comes_behind_them() {
+        let cell = |number| Poll::Ready(Ok(vec![number; 498]));
+        for end in [Ok(vec![]), Err(io::ErrorKind::ConnectionReset)] {
+            let fails = end.is_err();
+            let reads = [cell(1), cell(2), Poll::Pending, Poll::Ready(Ok(vec![3; 100])), Poll::Ready(end)];
+            let mut reader = ChunkReader::new(Reads(reads.into()), Chunks::default());
+            assert_eq!(read(&mut reader).await.unwrap(), [[1; 498], [2; 498]].concat());
+            assert_eq!(&read(&mut reader).await.unwrap()[..], [3; 100]);
+            let end = read(&mut reader).await;
+            assert_eq!(end.is_err(), fails);
+            assert!(end.unwrap_or_default().is_empty());
+        }
     }
 }

@@ -6,7 +6,6 @@
 
 use std::{
     future::poll_fn,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -23,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    chunk::Chunks,
+    chunk::{ChunkReader, Chunks},
     egress::{Egress, Request},
 };
 
@@ -114,7 +113,7 @@ where
     let (read, write) = tokio::io::split(stream);
     let credit = Arc::new(Semaphore::new(CHUNKS_MAX));
     let chunks_read = AtomicU64::new(0);
-    let mut to_vm = std::pin::pin!(to_vm(id, read, buffers, &credit, &chunks_read, reports));
+    let mut to_vm = std::pin::pin!(to_vm(id, ChunkReader::new(read, buffers.clone()), &credit, &chunks_read, reports));
     tokio::select! {
         last = &mut to_vm => return last,
         sent = to_far_end(id, write, chunks, reports) => if sent.is_err() {
@@ -157,15 +156,14 @@ async fn to_far_end<S: AsyncWrite>(
 /// Reads on credit until the far end is done.
 async fn to_vm<S: AsyncRead>(
     id: FlowId,
-    mut read: ReadHalf<S>,
-    buffers: &Chunks,
+    mut reader: ChunkReader<ReadHalf<S>>,
     credit: &Arc<Semaphore>,
     chunks_read: &AtomicU64,
     reports: &Reports,
 ) -> Report {
     loop {
         let permit = Arc::clone(credit).acquire_owned().await.expect("the semaphore is never closed");
-        match poll_fn(|cx| buffers.poll_read(cx, Pin::new(&mut read))).await {
+        match poll_fn(|cx| reader.poll_read(cx)).await {
             Ok(chunk) if chunk.is_empty() => return Report::Finished,
             Ok(chunk) => drop(reports.send((id, Report::Data(chunk, permit)))),
             Err(_) => return Report::Broken,

@@ -17,7 +17,7 @@ if [ -e /modules/virtio_blk.ko ]; then
 	mkdir /debian
 	mount -t ext4 /dev/vda /debian
 	mount -t tmpfs run /debian/run
-	cp /shell.sh /debian.sh /debian/run
+	cp -r /shell.sh /debian.sh /modules /bin/busybox /debian/run
 	for dir in proc sys dev; do mount --move /$dir /debian/$dir; done
 	exec switch_root /debian /run/debian.sh
 fi

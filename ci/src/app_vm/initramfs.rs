@@ -26,14 +26,29 @@ pub(crate) fn write(path: &Path, disk: bool) -> Result<()> {
     archive.entry("shell.sh", FILE | 0o644, include_bytes!("shell.sh"))?;
     archive.entry("bin/busybox", FILE | 0o755, &busybox()?)?;
     let modules_dir = cache::cloud_kernel_modules()?;
+    let mut seen = BTreeSet::new();
     for wanted in ["virtio_net"].into_iter().chain(disk.then_some("virtio_blk")) {
-        for (name, module) in modules(&modules_dir, wanted)? {
+        for (name, module) in modules(&modules_dir, wanted, &mut seen)? {
             archive.entry(&format!("modules/{name}.ko"), FILE | 0o644, &module)?;
         }
+    }
+    if disk {
+        // In the order in which they can be loaded.
+        let mut bad_network = String::new();
+        for wanted in BAD_NETWORK {
+            for (name, module) in modules(&modules_dir, wanted, &mut seen)? {
+                archive.entry(&format!("modules/{name}.ko"), FILE | 0o644, &module)?;
+                bad_network += &format!("{name}\n");
+            }
+        }
+        archive.entry("modules/bad-network", FILE | 0o644, bad_network.as_bytes())?;
     }
     let bytes = newc::trailer(archive.bytes).context("cannot end the archive")?;
     fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
+
+/// What loses, repeats, delays and reorders packets in both directions (tc-netem(8)).
+const BAD_NETWORK: [&str; 5] = ["sch_netem", "ifb", "sch_ingress", "cls_matchall", "act_mirred"];
 
 /// File types (inode(7)).
 const FILE: u32 = 0o100_000;
@@ -61,11 +76,11 @@ fn busybox() -> Result<Vec<u8>> {
     found.context("there is no busybox: run ci/setup")
 }
 
-/// The module `name` and what it depends on, unpacked; dependencies first.
-fn modules(dir: &Path, name: &str) -> Result<Vec<(String, Vec<u8>)>> {
+/// The module `name` and what it depends on, unpacked; dependencies first, and without those that were `seen` before.
+fn modules(dir: &Path, name: &str, seen: &mut BTreeSet<String>) -> Result<Vec<(String, Vec<u8>)>> {
     let order = fs::read_to_string(dir.join("modules.order")).context("the cloud kernel has no modules.order")?;
     let mut found = Vec::new();
-    add_module(dir, &order, name, &mut BTreeSet::new(), &mut found)?;
+    add_module(dir, &order, name, seen, &mut found)?;
     Ok(found)
 }
 
@@ -129,8 +144,9 @@ mod tests {
         fs::create_dir(dir.path().join("k")).unwrap();
         fs::write(dir.path().join("k/a.ko"), "\0depends=b_b\0").unwrap();
         fs::write(dir.path().join("k/b-b.ko"), "\0depends=a\0").unwrap();
-        let names: Vec<String> = modules(dir.path(), "a").unwrap().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> =
+            modules(dir.path(), "a", &mut BTreeSet::new()).unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["b_b", "a"]);
-        assert!(modules(dir.path(), "c").is_err());
+        assert!(modules(dir.path(), "c", &mut BTreeSet::new()).is_err());
     }
 }

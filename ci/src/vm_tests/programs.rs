@@ -1,5 +1,6 @@
 //! Real programs in a Debian guest, as their users run them. The guest is a VM of its own, with Debian's DHCP client,
-//! and is started by the first of these tests; the last one looks at what its NIC counted, and ends it.
+//! and is started by the first of these tests. The last but one looks at what its NIC counted; the last one makes its
+//! network bad, and ends it.
 //!
 //! Each test shows all that the program said when it fails. What a program fetches is compared with what was served, to
 //! the last byte.
@@ -34,6 +35,7 @@ pub(super) const TESTS: Tests = &[
     ("proxies_of_the_gateway_work", proxies_of_the_gateway_work),
     ("browsers_show_pages", browsers_show_pages),
     ("no_frame_of_the_programs_was_lost", no_frame_of_the_programs_was_lost),
+    ("linux_tcp_gets_through_a_bad_network", linux_tcp_gets_through_a_bad_network),
 ];
 
 const DEBIAN: Debian = Debian {
@@ -305,12 +307,66 @@ fn no_frame_of_the_programs_was_lost(stage: &mut Stage<'_>) -> Result<String> {
     let seen = seen.join(", ");
     ensure!(counts.len() == names.len() && counts[2..].iter().all(|&count| count == 0), "eth0 counted {seen}");
     // A segment that came twice or out of order, or whose checksum was wrong, is none of the programs' doing.
-    let tcp = guest.said("awk '/^Tcp:/ { print $13, $14 }' /proc/net/snmp | tail -n 1")?;
-    let bad = tcp.trim().split_once(' ').map(|(_, bad)| bad);
-    ensure!(bad == Some("0"), "segments retransmitted and received in error: {tcp}");
+    let Segments { retransmitted, bad } = guest.segments()?;
+    ensure!(bad == 0, "{bad} segments were received in error");
+    Ok(format!("{seen}, segments retransmitted {retransmitted}"))
+}
+
+/// In both directions, between the guest's TCP and its NIC. A frame that is lost may be a segment of 64 KiB.
+fn linux_tcp_gets_through_a_bad_network(stage: &mut Stage<'_>) -> Result<String> {
+    let seen = guest(stage).and_then(|guest| {
+        guest.said(
+            "for module in $(cat /run/modules/bad-network); do /run/busybox insmod /run/modules/$module.ko; done;
+             ip link show ifb0 >/dev/null 2>&1 || ip link add ifb0 type ifb; ip link set ifb0 up;
+             tc qdisc add dev eth0 ingress;
+             tc filter add dev eth0 ingress matchall action mirred egress redirect dev ifb0",
+        )?;
+        let before = guest.segments()?.retransmitted;
+        let mut seen = Vec::new();
+        for (what, faults) in BAD_NETWORKS {
+            guest.said(&format!(
+                "for dev in eth0 ifb0; do tc qdisc replace dev $dev root netem limit 10000 {faults}; done"
+            ))?;
+            let hash = origin::file_sha256(BAD_NETWORK_MIB);
+            let url = &guest.url;
+            let down = format!("curl -sS -m 150 -o large {url}/file/{BAD_NETWORK_MIB} && sha256sum large");
+            let up = format!("curl -sS -m 150 -T large {url}/upload");
+            for (way, command) in [("down", down), ("up", up)] {
+                let (said, time) = timed(way, guest.run(&command)?).with_context(|| what.to_owned())?;
+                ensure!(said.contains(&hash), "{what}: {way}: the bytes are others: {said}");
+                seen.push(format!("{what}: {time}"));
+            }
+        }
+        let again = guest.segments()?.retransmitted - before;
+        ensure!(again > 0, "the network was not bad: the guest sent nothing twice");
+        Ok(format!("{}; the guest sent {again} segments again", seen.join(", ")))
+    });
     stage.debian = None;
     stage.appliance.oht(&["vm", "rm", VM])?;
-    Ok(format!("{seen}, segments retransmitted {}", tcp.split(' ').next().unwrap_or_default()))
+    seen
+}
+
+/// What happens to each frame, each way.
+const BAD_NETWORKS: [(&str, &str); 3] = [
+    ("2 % lost", "delay 5ms loss 2%"),
+    ("1 % lost in runs, 2 % doubled", "delay 5ms loss 1% 50% duplicate 2%"),
+    ("10 % out of order", "delay 10ms reorder 10% 50%"),
+];
+const BAD_NETWORK_MIB: u64 = 2;
+
+/// What the guest's TCP has counted.
+struct Segments {
+    retransmitted: u64,
+    bad: u64,
+}
+
+impl Guest {
+    fn segments(&self) -> Result<Segments> {
+        let said = self.said("awk '/^Tcp:/ { print $13, $14 }' /proc/net/snmp | tail -n 1")?;
+        let counts: Vec<u64> = said.split_whitespace().filter_map(|count| count.parse().ok()).collect();
+        let &[retransmitted, bad] = &counts[..] else { bail!("/proc/net/snmp says {said}") };
+        Ok(Segments { retransmitted, bad })
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use super::World;
@@ -277,6 +278,20 @@ pub(crate) fn own_dir(name: &str) -> Result<PathBuf> {
     let meta = meta.with_context(|| format!("cannot create {}", path.display()))?;
     if !meta.is_dir() || meta.uid() != own || meta.mode() & 0o077 != 0 {
         bail!("{} is not a directory of yours alone: remove it, or set TMPDIR", path.display());
+    }
+    Ok(path)
+}
+
+/// [`own_dir`], until this process ends: two that use it at one time would end each other's processes.
+///
+/// # Errors
+/// As [`own_dir`], and when another process has it.
+pub(crate) fn exclusive_dir(name: &str) -> Result<PathBuf> {
+    let path = own_dir(name)?;
+    let file = std::fs::File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => std::mem::forget(lock),
+        Err(_) => bail!("another one runs, in {}: wait for it, or set TMPDIR", path.display()),
     }
     Ok(path)
 }
