@@ -1,4 +1,4 @@
-//! The programs that only benchmarks need: `ci/generators` makes them, on demand.
+//! The programs that only benchmarks and a test need: `ci/generators` makes them, on demand.
 
 use std::{
     path::PathBuf,

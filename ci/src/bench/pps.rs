@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::generators;
 use crate::{
     cache,
     figures::{Better, Figure},
@@ -55,15 +56,14 @@ fn echo(bytes: u32, carrier: &str) -> Result<Echoed> {
     let program = cache::programs()?.join("examples/echo_check");
     ensure!(program.is_file(), "{} is not built: run `cargo build --workspace --all-targets`", program.display());
     let done = Command::new(&program)
+        .arg("--testpmd")
+        .arg(generators::path("testpmd")?)
         .args(["--frames", FRAMES, "--bytes", &bytes.to_string(), "--carrier", carrier])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start the example echo_check")?;
-    ensure!(
-        done.status.success(),
-        "frames were lost, or there is no dpdk-testpmd (Debian package dpdk-dev): see above"
-    );
+    ensure!(done.status.success(), "frames were lost, or testpmd does not run: see above");
     parse(&String::from_utf8_lossy(&done.stdout))
 }
 
