@@ -1,7 +1,8 @@
-//! Packets per second of the port, with DPDK's virtio_user for a driver, which costs next to nothing itself.
+//! Packets per second of the port, with DPDK's virtio_user for a driver, which costs next to nothing itself, and with
+//! Linux's in User Mode Linux, which costs a lot.
 //!
-//! The port's example `echo_check` sends numbered frames, `testpmd` sends them back, and every one is checked: a frame
-//! counts when it has gone both ways. Neither has a peer that takes the same frames.
+//! The port's example `echo_check` sends numbered frames, `testpmd` or the Linux guest sends them back, and every one is
+//! checked: a frame counts when it has gone both ways. There is no peer that takes the same frames.
 
 use std::{
     borrow::Cow,
@@ -17,23 +18,37 @@ use crate::{
     figures::{Better, Figure},
 };
 
-const FRAMES: &str = "2000000";
 /// Of a frame.
 const BYTES: [u32; 2] = [64, 1500];
 const CARRIERS: [&str; 2] = ["link", "in-process"];
 
+/// What sends the frames back.
+struct FrontEnd {
+    name: &'static str,
+    /// The example's option that takes the program.
+    option: &'static str,
+    /// What `ci/generators` calls it.
+    program: &'static str,
+    frames: &'static str,
+}
+
+const FRONT_ENDS: [FrontEnd; 2] = [
+    FrontEnd { name: "dpdk", option: "--testpmd", program: "testpmd", frames: "2000000" },
+    FrontEnd { name: "linux", option: "--linux", program: "uml", frames: "500000" },
+];
+
 /// Measures.
 pub(super) fn run(runs: u32) -> Result<()> {
-    for bytes in BYTES {
-        for carrier in CARRIERS {
+    for front_end in &FRONT_ENDS {
+        for (bytes, carrier) in BYTES.into_iter().flat_map(|bytes| CARRIERS.map(|carrier| (bytes, carrier))) {
+            let name = format!("pps_{}_{bytes}_{}", front_end.name, carrier.replace('-', "_"));
             let (mut rate, mut cpu) = (vec![], vec![]);
             for run in 0..runs {
-                eprintln!("bench: {bytes} bytes, {carrier}, {} of {runs}", run + 1);
-                let echoed = echo(bytes, carrier)?;
+                eprintln!("bench: {name}, {} of {runs}", run + 1);
+                let echoed = echo(front_end, bytes, carrier)?;
                 rate.push(echoed.mpps);
                 cpu.push(echoed.cpu_ns);
             }
-            let name = format!("pps_{bytes}_{}", carrier.replace('-', "_"));
             print(format!("{name}_rate"), "Mpps", Better::Higher, &rate)?;
             print(format!("{name}_cpu"), "ns/frame", Better::Lower, &cpu)?;
         }
@@ -52,18 +67,18 @@ struct Echoed {
     cpu_ns: f64,
 }
 
-fn echo(bytes: u32, carrier: &str) -> Result<Echoed> {
+fn echo(front_end: &FrontEnd, bytes: u32, carrier: &str) -> Result<Echoed> {
     let program = cache::programs()?.join("examples/echo_check");
     ensure!(program.is_file(), "{} is not built: run `cargo build --workspace --all-targets`", program.display());
     let done = Command::new(&program)
-        .arg("--testpmd")
-        .arg(generators::path("testpmd")?)
-        .args(["--frames", FRAMES, "--bytes", &bytes.to_string(), "--carrier", carrier])
+        .arg(front_end.option)
+        .arg(generators::path(front_end.program)?)
+        .args(["--frames", front_end.frames, "--bytes", &bytes.to_string(), "--carrier", carrier])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start the example echo_check")?;
-    ensure!(done.status.success(), "frames were lost, or testpmd does not run: see above");
+    ensure!(done.status.success(), "frames were lost, or the front-end does not run: see above");
     parse(&String::from_utf8_lossy(&done.stdout))
 }
 

@@ -26,6 +26,9 @@ use crate::{
 /// Between two looks at the status while waiting for Tor.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How long an agent that is ending, or was just killed, may break off what it is asked, until it is gone.
+const ENDING_MAX: Duration = Duration::from_secs(5);
+
 /// Failed starts of the router VM after which `oht up` gives up waiting: it will not get better by itself.
 const RESTARTS_MAX: u32 = 4;
 
@@ -41,7 +44,7 @@ pub async fn up(options: Options, config: Option<PathBuf>, wait_s: u64, json: bo
     let client = Client::new(settings.run.api());
     let mut progress = Progress { json, last: String::new(), failure: String::new() };
     let log = settings.run.path().join("host-agent.log");
-    let mut child = match client.get::<Status>("/status").await {
+    let mut child = match settled(&client).await {
         Ok(status) => {
             progress.say(&format!("the agent is running already, PID {}", status.agent.pid));
             None
@@ -59,6 +62,17 @@ pub async fn up(options: Options, config: Option<PathBuf>, wait_s: u64, json: bo
         bail!("not usable within {wait_s} s (last seen: {last}); it goes on trying: see `oht status`, `oht doctor` and {}", log.display())
     })?;
     if json { output::json(&status) } else { Ok(()) }
+}
+
+/// The status of an agent that stays, or why there is none.
+async fn settled(client: &Client) -> Result<Status, ClientError> {
+    let began = Instant::now();
+    loop {
+        match client.get("/status").await {
+            Err(ClientError::Http(_)) if began.elapsed() < ENDING_MAX => tokio::time::sleep(LOOK).await,
+            answer => return answer,
+        }
+    }
 }
 
 fn start(
@@ -96,7 +110,7 @@ async fn wait(
                     bail!("the router VM does not start: {why} (the agent goes on trying; end it with `oht down`)");
                 }
             }
-            Err(ClientError::NotRunning { .. }) => {}
+            Err(ClientError::NotRunning { .. } | ClientError::Http(_)) => {}
             Err(error) => return Err(error.into()),
         }
         if let Some(status) = child.as_mut().map(Child::try_wait).transpose()?.flatten() {
@@ -199,4 +213,25 @@ async fn end_leftovers(run: &RunDir, state: &StateDir) -> anyhow::Result<()> {
         let _ = fs::remove_file(socket);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[tokio::test]
+    async fn an_agent_that_is_ending_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let ending = std::thread::spawn(move || {
+            for _ in 0..2 {
+                drop(listener.accept().unwrap());
+            }
+        });
+        let answer = settled(&Client::new(path)).await;
+        assert!(matches!(answer, Err(ClientError::NotRunning { .. })), "{answer:?}");
+        ending.join().unwrap();
+    }
 }

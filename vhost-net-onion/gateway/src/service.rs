@@ -11,7 +11,7 @@
 //!
 //! | phase | the VM's bytes | the pump |
 //! | --- | --- | --- |
-//! | talking | go to the protocol, which answers | knows nothing of it |
+//! | talking | go to the protocol, which answers; silence ends it | knows nothing of it |
 //! | connecting | wait in the flow | was given `Connect` and is to answer |
 //! | passing | those that came behind the request go first | has the flow as any other |
 //! | closing | are thrown away | knows nothing of it, or said `failed` |

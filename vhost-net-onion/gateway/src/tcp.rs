@@ -264,6 +264,14 @@ impl Tcp {
         Some(data)
     }
 
+    /// Whether a service of the gateway's own waits for what the VM will say, and for how long it may do so is bounded.
+    pub(crate) fn set_awaited(&mut self, id: FlowId, is_awaited: bool) {
+        if let Some(open) = self.open_flow(id) {
+            open.is_awaited = is_awaited;
+            self.schedule(id);
+        }
+    }
+
     /// The far end's data is complete.
     pub(crate) fn finish(&mut self, around: &mut Around<'_>, id: FlowId) {
         let Some(open) = self.open_flow(id).filter(|open| !open.is_finishing) else { return };

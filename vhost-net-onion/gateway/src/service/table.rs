@@ -2,7 +2,7 @@
 //!
 //! Stands between [`crate::tcp`] and the pump: it takes the events of its own flows away and tells the pump of them when
 //! they have a target. As many are bounded by `half_open_max`, like SYNs that wait for their far end; when there are more,
-//! the oldest that the pump knows nothing of ends.
+//! the oldest that the pump knows nothing of ends; and so does one that has said nothing for a minute.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -160,7 +160,10 @@ impl Gateway {
     fn begin_service(&mut self, flow: FlowId, port: u16) {
         self.services.of.insert(flow, Service::new(port));
         self.counters.services_begun += 1;
-        self.with_tcp(self.now, |tcp, around| tcp.connected(around, flow));
+        self.with_tcp(self.now, |tcp, around| {
+            tcp.connected(around, flow);
+            tcp.set_awaited(flow, true);
+        });
         if self.services.of.len() > self.services.services_max {
             // There is at least the new one.
             let oldest = self.services.of.iter().find(|(_, service)| !service.announced).map(|(flow, _)| *flow);
@@ -196,6 +199,7 @@ impl Gateway {
                 Step::Connect(target, credential) => {
                     service.phase = Phase::Connecting;
                     service.announced = true;
+                    self.with_tcp(self.now, |tcp, _| tcp.set_awaited(flow, false));
                     self.services.events.push_back(Event::Connect { flow, target, credential });
                 }
                 Step::Close => {

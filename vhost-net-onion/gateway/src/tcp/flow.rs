@@ -25,6 +25,10 @@ pub(super) const UNANSWERED: Duration = Duration::from_secs(5 * 60);
 /// How long the VM may leave the SYN-ACK unacknowledged (RFC 9293, section 3.8.3, MUST-23: at least 3 minutes).
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(3 * 60);
 
+/// How long a connection to one of the gateway's own services may be silent while the service waits for the VM (for DNS,
+/// RFC 7766, section 6.2.3, leaves it to the server).
+pub(super) const SERVICE_IDLE: Duration = Duration::from_secs(60);
+
 /// How long a far end that did not answer is not asked again.
 pub(super) const SILENT: Duration = Duration::from_secs(30);
 

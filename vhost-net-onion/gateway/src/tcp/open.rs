@@ -21,7 +21,7 @@ use bytes::Bytes;
 use super::{
     budget::Share,
     emit::Header,
-    flow::{HALF_CLOSED_IDLE, HANDSHAKE, UNANSWERED},
+    flow::{HALF_CLOSED_IDLE, HANDSHAKE, SERVICE_IDLE, UNANSWERED},
     number::Seq,
     receiver::{Arrival, Receiver},
     segment::{self, Segment, Syn},
@@ -71,6 +71,8 @@ pub(super) struct Open {
     pub(super) finished_told: bool,
     /// The pump has no more data.
     pub(super) is_finishing: bool,
+    /// A service of the gateway's own waits for what the VM will say.
+    pub(super) is_awaited: bool,
 }
 
 /// How a connection begins.
@@ -108,6 +110,7 @@ impl Open {
             write_wanted: false,
             finished_told: false,
             is_finishing: false,
+            is_awaited: false,
         }
     }
 
@@ -294,6 +297,7 @@ impl Open {
         }
         match (self.is_finishing || self.receiver.is_finished(), self.sender.queued()) {
             (true, _) => Some(used + HALF_CLOSED_IDLE),
+            (false, 0) if self.is_awaited => Some(used + SERVICE_IDLE),
             (false, 0) => None,
             (false, _) => Some(self.heard + UNANSWERED),
         }

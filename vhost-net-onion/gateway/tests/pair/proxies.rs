@@ -86,6 +86,30 @@ fn socks_leads_to_a_name_that_the_vm_never_resolved() {
 }
 
 #[test]
+fn silence_before_a_request_ends_a_connection_and_after_it_does_not() {
+    let mut world = World::new();
+    let quiet = world.connect(GATEWAY, SOCKS);
+    let asking = world.connect(GATEWAY, DNS);
+    let open = world.connect(GATEWAY, SOCKS);
+    let received = world.talk(open, &socks_request("a.example"), |received| received.len() >= SOCKS_SUCCESS.len());
+    assert_eq!(received, SOCKS_SUCCESS);
+    // A question now and then keeps the second one.
+    let message = question("a.example.", RecordType::A);
+    let framed = [&u16::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat();
+    for _ in 0..4 {
+        let answer = world.talk(asking, &framed, |received| received.len() > 4);
+        assert_eq!(answer[2..4], message[..2]);
+        world.run_for(Duration::from_secs(40));
+    }
+    assert!(!world.socket(quiet).is_active(), "{:?}", world.socket(quiet).state());
+    assert!(world.socket(asking).may_recv());
+    world.run_for(Duration::from_secs(3600));
+    assert!(!world.socket(asking).is_active());
+    assert!(world.socket(open).may_recv());
+    assert_eq!((world.gateway.flows(), world.gateway.counters().flows_expired), (1, 2));
+}
+
+#[test]
 fn nothing_is_lost_around_the_reply_on_a_bad_link() {
     for (n, link) in [Link::default(), Link { lost: 30, twice: 30, late: 30 }].into_iter().enumerate() {
         let mut world = World::new();

@@ -1,36 +1,34 @@
 //! Numbered frames through a port to an echoing driver and back, each one checked.
 //!
 //! The driver is DPDK's virtio_user (an implementation of its own, which has nothing in common with Linux's), and
-//! `testpmd` sends back what it receives. Prints one JSON line; fails if a frame was lost, corrupt, or out of order.
+//! `testpmd` sends back what it receives; or it is Linux's, in User Mode Linux, which redirects what comes. Prints one
+//! JSON line; fails if a frame was lost, corrupt, or out of order.
 //!
 //! ```text
-//! cargo run -p port --example echo_check -- --frames 10000000 --bytes 64
+//! cargo run -p port --example echo_check -- --bytes 64 --testpmd $(ci/generators testpmd)
+//! cargo run -p port --example echo_check -- --bytes 1500 --linux $(ci/generators uml)
 //! ```
 //!
 //! `--carrier link` checks the port as `oht-port` runs it, `--carrier in-process` as embedded mode does.
 
 use std::{
-    fs::File,
     os::unix::net::UnixListener,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
-use nix::{
-    sched::{CpuSet, sched_getaffinity},
-    sys::resource::{Usage, UsageWho, getrusage},
-    unistd::Pid,
-};
+use nix::sys::resource::{Usage, UsageWho, getrusage};
 
 use frames::Frames;
+use front_ends::FrontEnd;
 
 mod carriers;
 mod frames;
+mod front_ends;
 
-/// Sends numbered frames through a port to DPDK's testpmd, and checks that all come back.
+/// Sends numbered frames through a port to DPDK's testpmd or to Linux, and checks that all come back.
 #[derive(Parser)]
 struct Args {
     /// How many frames.
@@ -41,8 +39,7 @@ struct Args {
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(64..=1514))]
     bytes: u16,
 
-    /// How many frames are under way at most. Less than the driver's ring has room for, or testpmd drops what it cannot
-    /// send at once.
+    /// How many frames are under way at most. Less than the driver has room for, or it drops what it cannot send at once.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=512))]
     window: u64,
 
@@ -53,6 +50,10 @@ struct Args {
     /// The program.
     #[arg(long, default_value = "dpdk-testpmd")]
     testpmd: String,
+
+    /// User Mode Linux, to take it instead of testpmd.
+    #[arg(long, value_name = "KERNEL", conflicts_with = "testpmd")]
+    linux: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -63,24 +64,24 @@ enum Carrier {
     InProcess,
 }
 
-/// How long nothing may come back before the rest counts as lost; and how long testpmd may take to start.
+/// How long nothing may come back before the rest counts as lost; and how long the front-end may take to start.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Descriptors of each of the driver's rings.
-const RING: u64 = 1024;
 
 fn main() -> Result<()> {
     let args = Args::parse();
     let dir = tempfile::tempdir()?;
     let vhost_user = dir.path().join("net");
     let listener = UnixListener::bind(&vhost_user)?;
-    let mut testpmd = Testpmd::start(&args.testpmd, &vhost_user, &dir.path().join("testpmd.log"))?;
+    let mut front_end = match &args.linux {
+        Some(kernel) => FrontEnd::linux(kernel, &vhost_user, dir.path())?,
+        None => FrontEnd::testpmd(&args.testpmd, &vhost_user, dir.path())?,
+    };
     let mut frames = Frames::new(args.frames, usize::from(args.bytes), args.window, PATIENCE);
     let done = match args.carrier {
         Carrier::Link => carriers::link(&dir.path().join("link"), listener, &mut frames)?,
         Carrier::InProcess => carriers::in_process(listener, &mut frames)?,
     };
-    testpmd.stop();
+    front_end.stop();
     let counters = done.counters;
     println!(
         "{{\"carrier\":\"{}\",\"bytes\":{},\"frames\":{},\"received\":{},\"lost\":{},\"corrupt\":{},\"disordered\":{},\
@@ -97,7 +98,7 @@ fn main() -> Result<()> {
     );
     eprintln!("{counters}");
     if !frames.echoes() {
-        eprint!("{}", testpmd.said());
+        eprint!("{}", front_end.said());
     }
     ensure!(
         frames.received == args.frames && frames.corrupt == 0 && frames.disordered == 0,
@@ -130,55 +131,5 @@ struct Clock {
 impl Clock {
     fn start() -> Result<Clock> {
         Ok(Clock { began: Instant::now(), cpu_before: thread_cpu_seconds()? })
-    }
-}
-
-/// DPDK's testpmd, which sends back what it receives. Killed when dropped.
-struct Testpmd {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Testpmd {
-    fn start(program: &str, vhost_user: &Path, log: &Path) -> Result<Testpmd> {
-        let device = format!("net_virtio_user0,path={},queues=1,queue_size={RING}", vhost_user.display());
-        let output = File::create(log)?;
-        let child = Command::new(program)
-            // No huge pages, no devices of the host, nothing left behind in the file system.
-            .args(["--lcores", &lcores()?, "--no-huge", "-m", "256", "--no-pci", "--no-telemetry", "--no-shconf"])
-            .args(["--vdev", &device, "--"])
-            .args(["--forward-mode=io", "--port-topology=loop", "--total-num-mbufs=16384"])
-            .args([format!("--rxd={RING}"), format!("--txd={RING}")])
-            // It ends when its standard input does.
-            .stdin(Stdio::piped())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .with_context(|| format!("cannot start {program}: it is in Debian's package dpdk"))?;
-        Ok(Testpmd { child, log: log.to_owned() })
-    }
-
-    fn stop(&mut self) {
-        // Both can only fail when it has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
-    fn said(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-}
-
-/// Two threads of testpmd, one that waits and one that forwards, on whatever CPUs this process may use.
-fn lcores() -> Result<String> {
-    let allowed = sched_getaffinity(Pid::from_raw(0))?;
-    let cpus: Vec<_> = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true)).collect();
-    let cpus: Vec<_> = cpus.iter().map(usize::to_string).collect();
-    Ok(format!("(0,1)@({})", cpus.join(",")))
-}
-
-impl Drop for Testpmd {
-    fn drop(&mut self) {
-        self.stop();
     }
 }
