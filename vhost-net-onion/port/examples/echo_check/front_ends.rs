@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, Permissions, set_permissions, write},
-    io,
+    io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -29,7 +29,7 @@ const INTERFACE: &str = "eth0";
 pub(crate) struct FrontEnd {
     child: Child,
     log: PathBuf,
-    /// How long it may take to end once its standard input has.
+    /// How long it may take to end once it was asked.
     end_time: Duration,
 }
 
@@ -45,7 +45,6 @@ impl FrontEnd {
             .args(["--vdev", &device, "--"])
             .args(["--forward-mode=io", "--port-topology=loop", "--total-num-mbufs=16384"])
             .args([format!("--rxd={RING}"), format!("--txd={RING}")])
-            // It ends when its standard input does.
             .stdin(Stdio::piped())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -58,16 +57,15 @@ impl FrontEnd {
     /// only, and it sends back what comes before its own network stack sees it (tc-mirred(8)).
     pub(crate) fn linux(kernel: &Path, vhost_user: &Path, dir: &Path) -> Result<FrontEnd> {
         let (log, init) = (dir.join("linux.log"), dir.join("init"));
-        // The network is silent but for what is reflected: no IPv6, no ARP.
+        // The network is silent but for what is reflected: no IPv6, no ARP. (The shell would take busybox's own `tc`.)
         let script = format!(
             "#!/bin/busybox sh\n\
              /bin/busybox mount -t proc proc /proc\n\
              echo 1 >/proc/sys/net/ipv6/conf/{INTERFACE}/disable_ipv6\n\
              /bin/busybox ip link set {INTERFACE} arp off up\n\
-             export PATH=/usr/sbin:/sbin:/usr/bin:/bin\n\
-             tc qdisc add dev {INTERFACE} ingress 2>&1\n\
-             tc filter add dev {INTERFACE} ingress matchall action mirred egress redirect dev {INTERFACE} 2>&1\n\
-             read -r end_of_input\n\
+             /sbin/tc qdisc add dev {INTERFACE} ingress 2>&1\n\
+             /sbin/tc filter add dev {INTERFACE} ingress matchall action mirred egress redirect dev {INTERFACE} 2>&1\n\
+             read -r any_line\n\
              /bin/busybox poweroff -f\n"
         );
         write(&init, script)?;
@@ -91,7 +89,10 @@ impl FrontEnd {
 
     /// Ends it.
     pub(crate) fn stop(&mut self) {
-        drop(self.child.stdin.take());
+        // Both end at a line, and testpmd at the end of its input too. It fails for one that has ended.
+        if let Some(mut input) = self.child.stdin.take() {
+            let _ = input.write_all(b"\n");
+        }
         let end = Instant::now() + self.end_time;
         while Instant::now() < end && matches!(self.child.try_wait(), Ok(None)) {
             thread::sleep(Duration::from_millis(10));
