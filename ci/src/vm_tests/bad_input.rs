@@ -11,9 +11,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
 
 use super::{Stage, Tests};
-use crate::{app_vm::shell::quoted, cache, world::appliance::Appliance};
+use crate::{app_vm::shell::quoted, cache, processes, world::appliance::Appliance};
 
 pub(super) const TESTS: Tests = &[
     ("bad_vm_names_are_refused", bad_vm_names_are_refused),
@@ -160,7 +161,8 @@ fn fails_in_time(mut command: Command) -> Result<String> {
     let end = Instant::now() + ANSWER_TIME;
     while child.try_wait()?.is_none() {
         if Instant::now() > end {
-            let _ = child.kill();
+            // An agent that is asked to end ends its processes too.
+            processes::signal(child.id(), Signal::SIGTERM);
             let output = child.wait_with_output()?;
             bail!("it goes on as if nothing were wrong: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
