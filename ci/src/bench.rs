@@ -68,7 +68,7 @@ enum What {
     Tor,
     /// Packets per second of the port.
     Pps,
-    /// Boot, path and embedded. The others take longer, or need more, and are measured by name alone.
+    /// Every one: half an hour, and the first time some minutes more to make what the peers need.
     All,
 }
 
@@ -85,18 +85,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) fn run(args: &Args) -> Result<()> {
     let dir = appliance::exclusive_dir("bench")?;
     clear(&dir)?;
-    match args.what {
-        What::Gateway => return gateway::run(&dir, args.runs),
-        What::Flows => return flows::run(args.runs),
-        What::Pps => return pps::run(args.runs),
-        What::Boot | What::Path | What::Embedded | What::Tor | What::All => {}
-    }
     let wanted = |what| args.what == what || args.what == What::All;
-    if wanted(What::Boot) {
-        image_size()?;
-    }
-    eprintln!("bench: starting a private Tor network");
-    let world = World::on_loopback(&dir.join("world"), Lifetime::Ours)?;
     let mut failed = vec![];
     let mut take = |name: &'static str, done: Result<()>| {
         if let Err(error) = done {
@@ -104,20 +93,35 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             failed.push(name);
         }
     };
-    if wanted(What::Boot) {
-        take("boot", boot::run(&dir.join("boot"), &world, args.runs));
-        take("memory", memory::run(&dir.join("memory"), &world));
+    if [What::Boot, What::Path, What::Embedded, What::Tor].into_iter().any(wanted) {
+        if wanted(What::Boot) {
+            image_size()?;
+        }
+        eprintln!("bench: starting a private Tor network");
+        let world = World::on_loopback(&dir.join("world"), Lifetime::Ours)?;
+        if wanted(What::Boot) {
+            take("boot", boot::run(&dir.join("boot"), &world, args.runs));
+            take("memory", memory::run(&dir.join("memory"), &world));
+        }
+        if wanted(What::Path) {
+            take("path", path::run(&dir.join("path"), &world, args.runs));
+        }
+        if wanted(What::Embedded) {
+            take("embedded", path::run_embedded(&dir.join("embedded"), &world, args.runs));
+        }
+        if wanted(What::Tor) {
+            take("tor", tor::run(&dir.join("tor"), &world, args.runs));
+        }
     }
-    if wanted(What::Path) {
-        take("path", path::run(&dir.join("path"), &world, args.runs));
+    if wanted(What::Gateway) {
+        take("gateway", gateway::run(&dir.join("gateway"), args.runs));
     }
-    if wanted(What::Embedded) {
-        take("embedded", path::run_embedded(&dir.join("embedded"), &world, args.runs));
+    if wanted(What::Flows) {
+        take("flows", flows::run(args.runs));
     }
-    if args.what == What::Tor {
-        take("tor", tor::run(&dir.join("tor"), &world, args.runs));
+    if wanted(What::Pps) {
+        take("pps", pps::run(args.runs));
     }
-    drop(world);
     if !failed.is_empty() {
         bail!("{} could not be measured; the logs are in {}", failed.join(" and "), dir.display());
     }
