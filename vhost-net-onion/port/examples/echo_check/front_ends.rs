@@ -70,7 +70,10 @@ impl FrontEnd {
         );
         write(&init, script)?;
         set_permissions(&init, Permissions::from_mode(0o755))?;
-        let mut child = Command::new(kernel)
+        // It does not see the end of its console, so it must not outlive this program.
+        let mut child = Command::new("setpriv")
+            .args(["--pdeathsig=KILL", "--"])
+            .arg(kernel)
             .arg("mem=256M")
             .arg(format!("virtio_uml.device={}:1", vhost_user.display()))
             .args(["root=none", "rootfstype=hostfs", "rootflags=/", "ro", "quiet", "con=null", "con0=fd:0,fd:1"])
