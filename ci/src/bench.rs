@@ -68,7 +68,7 @@ enum What {
     Tor,
     /// Packets per second of the port.
     Pps,
-    /// Every one: half an hour, and the first time some minutes more to make what the peers need.
+    /// Every one. The first time it takes some minutes more, to make what the peers need.
     All,
 }
 

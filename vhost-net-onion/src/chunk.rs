@@ -59,12 +59,8 @@ impl<S: AsyncRead + Unpin> ChunkReader<S> {
         let mut buffer = ReadBuf::new(&mut chunk.bytes);
         while buffer.remaining() > 0 {
             let before = buffer.filled().len();
-            let end = match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
                 Poll::Ready(Ok(())) if buffer.filled().len() > before => continue,
-                Poll::Ready(end) => Poll::Ready(end),
-                Poll::Pending => Poll::Pending,
-            };
-            match end {
                 end if before == 0 => return end.map_ok(|()| Bytes::new()),
                 Poll::Ready(end) => self.end = Some(end),
                 Poll::Pending => {}
