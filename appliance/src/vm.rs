@@ -121,9 +121,11 @@ impl Vm {
         let (ours, theirs) =
             (Hello::for_vm(Role::Router, self.name.clone()), Hello::for_vm(Role::Port, self.name.clone()));
         loop {
+            let mut is_up = false;
             let connected = async {
                 match vsock::connect(self.terms.link_port, &ours, &theirs).await {
                     Ok(link) => {
+                        is_up = true;
                         self.report(FromRouter::Link { vm: self.name.clone(), up: true }).await;
                         if let Err(error) = session.serve(&mut StreamCarrier::new(link)).await {
                             tracing::warn!(vm = %self.name, "link: {}", causes(&error));
@@ -136,7 +138,9 @@ impl Vm {
                 () = connected => {}
                 () = self.link_is_dead.notified() => tracing::info!(vm = %self.name, "the port of this link has ended"),
             }
-            self.report(FromRouter::Link { vm: self.name.clone(), up: false }).await;
+            if is_up {
+                self.report(FromRouter::Link { vm: self.name.clone(), up: false }).await;
+            }
             tokio::time::sleep(RECONNECT).await;
         }
     }
