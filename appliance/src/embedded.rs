@@ -29,9 +29,9 @@ pub(crate) async fn run(vhost_user: &Path, network: &Path, state: &Path) -> anyh
     let egress = TorEgress::new(client, Arc::new(|_| {}));
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).context("the kernel gives no randomness")?;
-    let mut session = Session::new(egress, Config::default(), seed, Arc::default());
+    let session = Session::new(egress, Config::default(), seed, Arc::default());
     tokio::select! {
-        served = embedded::serve(vhost_user, Options::default(), &mut session) => served?,
+        served = embedded::serve(vhost_user, Options::default(), session) => served?,
         () = async { while let Some(report) = reports.recv().await { print(&report) } } => {}
     }
     bail!("the port ended")

@@ -18,7 +18,11 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Parser;
+use mimalloc::MiMalloc;
 use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// What is logged unless `RUST_LOG` says otherwise. Arti's network directory warns at every choice among few relays,
 /// which in a small private network is every second.

@@ -19,6 +19,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Parser;
+use mimalloc::MiMalloc;
 use nix::sys::{
     resource::{Usage, UsageWho, getrusage},
     time::TimeVal,
@@ -35,6 +36,9 @@ use vhost_net_onion::{
     gateway::{Config, Failure, Host},
     port::Options,
 };
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// The gateway's choices need not be unpredictable to a VM that is our own load generator.
 const SEED: [u8; 32] = [7; 32];
@@ -70,11 +74,11 @@ async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_max_level(arguments.log).with_writer(io::stderr).init();
     let stats = Arc::<Stats>::default();
     let egress = Direct { map: arguments.map.into_iter().collect() };
-    let mut session = Session::new(egress, Config::default(), SEED, Arc::clone(&stats));
+    let session = Session::new(egress, Config::default(), SEED, Arc::clone(&stats));
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let options = Options { mtu: arguments.mtu };
     tokio::select! {
-        served = embedded::serve(&arguments.vhost_user, options, &mut session) => served?,
+        served = embedded::serve(&arguments.vhost_user, options, session) => served?,
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }

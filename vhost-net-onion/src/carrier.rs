@@ -14,7 +14,7 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use gateway::Frame;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use wire::link::{self, Decoder, Message};
+use wire::link::{self, Decoder, Message, Offload};
 
 /// Bytes of frames that wait for the stream. When there are as many, the gateway keeps the rest.
 const OUT_BYTES_MAX: usize = 256 * 1024;
@@ -40,9 +40,18 @@ pub enum LinkError {
     Port(#[from] port::PortError),
 }
 
+/// What has come.
+#[derive(Debug)]
+pub enum Arrival<'a> {
+    /// A message of the link.
+    Message(Message<'a>),
+    /// A long frame that may be kept, and what the VM's driver left to do.
+    Frame(Offload, Bytes),
+}
+
 /// What carries frames.
 pub trait Carrier {
-    /// Hands over messages that have come, and tells whether there may be more to come: false at the end of the link.
+    /// Hands over what has come, and tells whether there may be more to come: false at the end of the link.
     /// Pending when there are none, and wakes the task when there are.
     ///
     /// # Errors
@@ -50,7 +59,7 @@ pub trait Carrier {
     fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
-        take: &mut dyn FnMut(Message<'_>),
+        take: &mut dyn FnMut(Arrival<'_>),
     ) -> Poll<Result<bool, LinkError>>;
 
     /// Takes frames from `next` while there is room, and sends them. Pending when there is nothing to send, or when no
@@ -84,14 +93,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for StreamCarrier<S> {
     fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
-        take: &mut dyn FnMut(Message<'_>),
+        take: &mut dyn FnMut(Arrival<'_>),
     ) -> Poll<Result<bool, LinkError>> {
         let mut buffer = ReadBuf::new(self.decoder.spare());
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
         let count = buffer.filled().len();
         self.decoder.filled(count);
         while let Some(message) = self.decoder.next_message()? {
-            take(message);
+            take(Arrival::Message(message));
         }
         Poll::Ready(Ok(count > 0))
     }
@@ -181,7 +190,6 @@ impl Out {
 mod tests {
     use super::*;
     use gateway::Head;
-    use wire::link::Offload;
 
     fn frame(number: u8, head: usize, body: usize) -> Frame {
         let mut bytes = Head::zeroed(head);

@@ -1,20 +1,18 @@
-//! Reading from streams, in buffers that are lent.
+//! Reading from streams in chunks.
 //!
-//! A flow that waits for bytes holds no buffer: it borrows one for the read, and when nothing was there it goes back at
-//! once. Whatever is there is read at once: a Tor stream gives no more than a cell at a time, and each chunk costs the
-//! session a turn and the VM a segment. A chunk that fills much of the buffer is handed on as it is; a short one is
-//! copied, so that it does not keep a large buffer alive while it waits for the VM. Buffers come back when the last
-//! reader of their bytes is done.
+//! A flow that waits for bytes holds no buffer. Whatever is there is read at once: a Tor stream gives no more than a cell
+//! at a time, and each chunk costs the session a turn and the VM a segment. A chunk that fills much of its buffer is
+//! handed on as it is; a short one is copied, so that it does not keep a large buffer alive while it waits for the VM.
 
 use std::{
+    future::Future,
     io,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    pin::pin,
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use tokio::io::{AsyncRead, ReadBuf};
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Bytes of a buffer, and so of the largest chunk: as many as the longest frame carries.
 pub(crate) const CHUNK_BYTES: usize = 64 * 1024;
@@ -22,32 +20,16 @@ pub(crate) const CHUNK_BYTES: usize = 64 * 1024;
 /// A read of fewer bytes is copied.
 const COPIED_BELOW: usize = CHUNK_BYTES / 4;
 
-/// Buffers that are kept for the next reads.
-const SPARE_MAX: usize = 16;
-
-/// The spare buffers of one session.
-#[derive(Clone, Default)]
-pub(crate) struct Chunks(Arc<Mutex<Vec<Box<[u8]>>>>);
-
-impl Chunks {
-    fn borrow(&self) -> Chunk {
-        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let bytes = spare.unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
-        Chunk { bytes, filled: 0, home: self.clone() }
-    }
-}
-
 /// A stream that is read in chunks.
 pub(crate) struct ChunkReader<S> {
     stream: S,
-    chunks: Chunks,
     /// How the stream ended, if that was found behind bytes that had to be handed over first.
     end: Option<io::Result<()>>,
 }
 
 impl<S: AsyncRead + Unpin> ChunkReader<S> {
-    pub(crate) fn new(stream: S, chunks: Chunks) -> ChunkReader<S> {
-        ChunkReader { stream, chunks, end: None }
+    pub(crate) fn new(stream: S) -> ChunkReader<S> {
+        ChunkReader { stream, end: None }
     }
 
     /// Reads what is there, up to [`CHUNK_BYTES`]; no bytes mean the end of the stream, behind which nothing is read.
@@ -55,87 +37,41 @@ impl<S: AsyncRead + Unpin> ChunkReader<S> {
         if let Some(end) = self.end.take() {
             return Poll::Ready(end.map(|()| Bytes::new()));
         }
-        let mut chunk = self.chunks.borrow();
-        let mut buffer = ReadBuf::new(&mut chunk.bytes);
-        while buffer.remaining() > 0 {
-            let before = buffer.filled().len();
-            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(())) if buffer.filled().len() > before => continue,
-                end if before == 0 => return end.map_ok(|()| Bytes::new()),
-                Poll::Ready(end) => self.end = Some(end),
+        // Not kept until the next read: an allocator does that better, for all flows together.
+        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
+        while chunk.len() < CHUNK_BYTES {
+            match pin!(self.stream.read_buf(&mut chunk)).poll(cx) {
+                Poll::Ready(Ok(1..)) => continue,
+                end if chunk.is_empty() => return end.map_ok(|_| Bytes::new()),
+                Poll::Ready(end) => self.end = Some(end.map(|_| ())),
                 Poll::Pending => {}
             }
             break;
         }
-        let count = buffer.filled().len();
-        Poll::Ready(Ok(if count < COPIED_BELOW {
-            Bytes::copy_from_slice(&chunk.bytes[..count])
-        } else {
-            chunk.filled = count;
-            Bytes::from_owner(chunk)
-        }))
-    }
-}
-
-/// A borrowed buffer.
-struct Chunk {
-    bytes: Box<[u8]>,
-    filled: usize,
-    home: Chunks,
-}
-
-impl AsRef<[u8]> for Chunk {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes[..self.filled]
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        let mut spare = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < SPARE_MAX {
-            spare.push(std::mem::take(&mut self.bytes));
-        }
+        Poll::Ready(Ok(if chunk.len() < COPIED_BELOW { Bytes::copy_from_slice(&chunk) } else { chunk.freeze() }))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{collections::VecDeque, future::poll_fn};
+    use std::{collections::VecDeque, future::poll_fn, pin::Pin};
+    use tokio::io::ReadBuf;
 
     async fn read<S: AsyncRead + Unpin>(reader: &mut ChunkReader<S>) -> io::Result<Bytes> {
         poll_fn(|cx| reader.poll_read(cx)).await
     }
 
-    async fn read_from(chunks: &Chunks, bytes: &[u8]) -> Bytes {
-        read(&mut ChunkReader::new(bytes, chunks.clone())).await.unwrap()
-    }
-
     #[tokio::test]
-    async fn buffers_come_back_and_short_reads_keep_none() {
-        let chunks = Chunks::default();
-        let spare = || chunks.0.lock().unwrap().len();
-        let short = read_from(&chunks, &[1; 100]).await;
-        assert_eq!((short.len(), spare()), (100, 1));
-        let long = read_from(&chunks, &[2; 2 * CHUNK_BYTES]).await;
-        assert_eq!((long.len(), spare()), (CHUNK_BYTES, 0));
-        let half = long.slice(100..);
-        drop(long);
-        assert_eq!((spare(), half[0]), (0, 2));
-        drop(half);
-        assert_eq!(spare(), 1);
-        assert!(read_from(&chunks, &[]).await.is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_flow_that_waits_holds_no_buffer() {
-        let chunks = Chunks::default();
-        let (here, _there) = tokio::io::duplex(10);
-        let mut reader = ChunkReader::new(here, chunks.clone());
-        let pending = poll_fn(|cx| Poll::Ready(reader.poll_read(cx).is_pending()));
-        assert!(pending.await);
-        assert_eq!(chunks.0.lock().unwrap().len(), 1);
+    async fn a_short_chunk_keeps_no_large_buffer_and_a_long_one_is_not_copied() {
+        let bytes = vec![1; CHUNK_BYTES + 100];
+        let mut reader = ChunkReader::new(&bytes[..]);
+        for (length, room) in [(CHUNK_BYTES, CHUNK_BYTES..=CHUNK_BYTES), (100, 100..=200)] {
+            let chunk = read(&mut reader).await.unwrap().try_into_mut().unwrap();
+            assert_eq!(chunk.len(), length);
+            assert!(room.contains(&chunk.capacity()), "{length} bytes keep {}", chunk.capacity());
+        }
+        assert!(read(&mut reader).await.unwrap().is_empty());
     }
 
     /// What each read brings.
@@ -155,7 +91,7 @@ mod tests {
         for end in [Ok(vec![]), Err(io::ErrorKind::ConnectionReset)] {
             let fails = end.is_err();
             let reads = [cell(1), cell(2), Poll::Pending, Poll::Ready(Ok(vec![3; 100])), Poll::Ready(end)];
-            let mut reader = ChunkReader::new(Reads(reads.into()), Chunks::default());
+            let mut reader = ChunkReader::new(Reads(reads.into()));
             assert_eq!(read(&mut reader).await.unwrap(), [[1; 498], [2; 498]].concat());
             assert_eq!(&read(&mut reader).await.unwrap()[..], [3; 100]);
             let end = read(&mut reader).await;

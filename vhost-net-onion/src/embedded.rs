@@ -9,6 +9,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixListener,
     },
+    panic::resume_unwind,
     path::Path,
     task::{Context, Poll},
     time::Duration,
@@ -17,15 +18,16 @@ use std::{
 use async_trait::async_trait;
 use gateway::Frame;
 use onion::{Dial, DialledStream};
-use port::{Options, Port, Put};
+use port::{Options, Port, Put, TxFrame};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     net::TcpStream,
+    task::JoinSet,
 };
 use wire::link::{Abilities, Message};
 
 use crate::{
-    carrier::{Carrier, LinkError},
+    carrier::{Arrival, Carrier, LinkError},
     egress::Egress,
     session::Session,
 };
@@ -55,12 +57,15 @@ pub enum EmbeddedError {
 
 /// Serves a VM on the vhost-user socket `vhost_user` until the port fails; the path is replaced if it exists.
 ///
+/// The session runs as a task of its own, because it wakes itself often, and waking what a runtime blocks on is a system
+/// call each time. It ends when the returned future is dropped.
+///
 /// # Errors
 /// When the socket cannot be made, or the port fails.
 pub async fn serve<E: Egress>(
     vhost_user: &Path,
     options: Options,
-    session: &mut Session<E>,
+    mut session: Session<E>,
 ) -> Result<(), EmbeddedError> {
     let port = Port::new(listen(vhost_user)?, options)?;
     #[allow(deprecated, reason = "its successor is unsafe code; an OwnedFd is the same open file until it is dropped")]
@@ -74,7 +79,12 @@ pub async fn serve<E: Egress>(
         more_frames: true,
         no_buffers: false,
     };
-    Ok(session.serve(&mut carrier).await?)
+    let mut task = JoinSet::new();
+    task.spawn(async move { session.serve(&mut carrier).await });
+    match task.join_next().await.expect("there is a task") {
+        Ok(served) => Ok(served?),
+        Err(crash) => resume_unwind(crash.into_panic()),
+    }
 }
 
 /// The rings of a VM as a carrier.
@@ -98,7 +108,7 @@ impl Carrier for PortCarrier {
     fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
-        take: &mut dyn FnMut(Message<'_>),
+        take: &mut dyn FnMut(Arrival<'_>),
     ) -> Poll<Result<bool, LinkError>> {
         match self.watched.poll_read_ready(cx)? {
             Poll::Ready(mut happened) => {
@@ -113,10 +123,13 @@ impl Carrier for PortCarrier {
             self.no_buffers = false;
             let abilities = self.port.abilities();
             if self.abilities.replace(abilities) != Some(abilities) {
-                take(Message::Abilities(abilities));
+                take(Arrival::Message(Message::Abilities(abilities)));
             }
         }
-        self.more_frames = self.port.take_tx(FRAMES_PER_TURN, |offload, frame| take(Message::Frame(offload, frame)));
+        self.more_frames = self.port.take_tx(FRAMES_PER_TURN, |offload, frame| match frame {
+            TxFrame::Lent(frame) => take(Arrival::Message(Message::Frame(offload, frame))),
+            TxFrame::Given(frame) => take(Arrival::Frame(offload, frame)),
+        });
         Poll::Ready(Ok(true))
     }
 

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    chunk::{ChunkReader, Chunks},
+    chunk::ChunkReader,
     egress::{Egress, Request},
 };
 
@@ -75,13 +75,7 @@ impl Drop for FlowHandle {
 }
 
 /// Starts the task of the flow `id`.
-pub(crate) fn start<E: Egress>(
-    id: FlowId,
-    request: Request,
-    egress: Arc<E>,
-    buffers: Chunks,
-    reports: Reports,
-) -> FlowHandle {
+pub(crate) fn start<E: Egress>(id: FlowId, request: Request, egress: Arc<E>, reports: Reports) -> FlowHandle {
     let (from_vm, chunks) = mpsc::channel(CHUNKS_MAX);
     let (gone, held) = oneshot::channel();
     let task = tokio::spawn(async move {
@@ -90,7 +84,7 @@ pub(crate) fn start<E: Egress>(
             Ok(stream) => {
                 // The session may be gone, and with it whoever would care.
                 let _ = reports.send((id, Report::Connected));
-                pump(id, stream, chunks, gone, &buffers, &reports).await
+                pump(id, stream, chunks, gone, &reports).await
             }
         };
         let _ = reports.send((id, last));
@@ -104,7 +98,6 @@ async fn pump<S>(
     stream: S,
     chunks: mpsc::Receiver<Bytes>,
     mut vm: oneshot::Sender<()>,
-    buffers: &Chunks,
     reports: &Reports,
 ) -> Report
 where
@@ -113,7 +106,7 @@ where
     let (read, write) = tokio::io::split(stream);
     let credit = Arc::new(Semaphore::new(CHUNKS_MAX));
     let chunks_read = AtomicU64::new(0);
-    let mut to_vm = std::pin::pin!(to_vm(id, ChunkReader::new(read, buffers.clone()), &credit, &chunks_read, reports));
+    let mut to_vm = std::pin::pin!(to_vm(id, ChunkReader::new(read), &credit, &chunks_read, reports));
     tokio::select! {
         last = &mut to_vm => return last,
         sent = to_far_end(id, write, chunks, reports) => if sent.is_err() {

@@ -26,7 +26,7 @@ pub mod memory_vm;
 mod session;
 mod stats;
 
-pub use carrier::{Carrier, LinkError, StreamCarrier};
+pub use carrier::{Arrival, Carrier, LinkError, StreamCarrier};
 pub use egress::{Egress, Request, TorEgress};
 pub use gateway;
 pub use onion;

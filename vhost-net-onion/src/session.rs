@@ -24,8 +24,7 @@ use tokio::{
 use wire::link::{Abilities, Message};
 
 use crate::{
-    carrier::{Carrier, LinkError},
-    chunk::Chunks,
+    carrier::{Arrival, Carrier, LinkError},
     egress::{Egress, Request},
     flow::{self, FlowHandle, Report, Reports},
     stats::Stats,
@@ -51,7 +50,6 @@ pub struct Session<E> {
     flows: HashMap<FlowId, Flow>,
     report: Reports,
     reports: mpsc::UnboundedReceiver<(FlowId, Report)>,
-    chunks: Chunks,
     stats: Arc<Stats>,
     bytes_from_vm: u64,
     bytes_to_vm: u64,
@@ -86,7 +84,6 @@ impl<E: Egress> Session<E> {
             flows: HashMap::new(),
             report,
             reports,
-            chunks: Chunks::default(),
             stats,
             bytes_from_vm: 0,
             bytes_to_vm: 0,
@@ -117,9 +114,10 @@ impl<E: Egress> Session<E> {
             let now = Instant::now();
             self.tell_time(now);
             let gateway = &mut self.gateway;
-            let received = carrier.poll_receive(cx, &mut |message| match message {
-                Message::Frame(offload, frame) => gateway.handle_frame(now, offload, frame),
-                Message::Abilities(abilities) => gateway.set_abilities(abilities),
+            let received = carrier.poll_receive(cx, &mut |arrival| match arrival {
+                Arrival::Message(Message::Frame(offload, frame)) => gateway.handle_frame(now, offload, frame),
+                Arrival::Message(Message::Abilities(abilities)) => gateway.set_abilities(abilities),
+                Arrival::Frame(offload, frame) => gateway.handle_owned_frame(now, offload, frame),
             })?;
             match received {
                 Poll::Ready(true) => idle = false,
@@ -176,8 +174,7 @@ impl<E: Egress> Session<E> {
         match event {
             Event::Connect { flow, target, credential } => {
                 let request = Request { target, credential };
-                let handle =
-                    flow::start(flow, request, Arc::clone(&self.egress), self.chunks.clone(), self.report.clone());
+                let handle = flow::start(flow, request, Arc::clone(&self.egress), self.report.clone());
                 let state = Flow { handle, to_vm: VecDeque::new(), ended: false, after_end_bytes: 0 };
                 self.flows.insert(flow, state);
             }

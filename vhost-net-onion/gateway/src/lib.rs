@@ -171,6 +171,8 @@ pub struct Gateway {
     counters: Counters,
     /// The latest instant that the pump has told.
     now: Instant,
+    /// The frame that is handled, if it may be kept.
+    frame: Option<Bytes>,
 }
 
 impl Gateway {
@@ -190,6 +192,7 @@ impl Gateway {
             // Not the seed of the addresses itself: what the VM sees of one says nothing of the other.
             tcp: Tcp::new(&config, tcp::keys(seed, 1), tcp::keys(seed, 2), now),
             now,
+            frame: None,
         }
     }
 
@@ -217,6 +220,14 @@ impl Gateway {
             EthernetProtocol::Ipv6 => self.handle_ipv6(now, offload, frame.payload(), to_group),
             EthernetProtocol::Unknown(_) => self.counters.dropped_ethertype += 1,
         }
+    }
+
+    /// Takes an Ethernet frame from the VM, as [`Gateway::handle_frame`] does, and may keep it until the pump has taken
+    /// what it carries: that spares a copy. Meant for long frames in buffers that are not much longer.
+    pub fn handle_owned_frame(&mut self, now: Instant, offload: Offload, frame: Bytes) {
+        self.frame = Some(frame.clone());
+        self.handle_frame(now, offload, &frame);
+        self.frame = None;
     }
 
     /// Runs what is due.
@@ -329,7 +340,7 @@ impl Gateway {
 
     fn with_tcp<R>(&mut self, now: Instant, act: impl FnOnce(&mut Tcp, &mut Around<'_>) -> R) -> R {
         self.now = now;
-        let Gateway { tcp, names, errors, outbox, counters, .. } = self;
-        act(tcp, &mut Around { now, outbox, counters, errors, names })
+        let Gateway { tcp, names, errors, outbox, counters, frame, .. } = self;
+        act(tcp, &mut Around { now, outbox, counters, errors, names, frame: frame.as_ref() })
     }
 }

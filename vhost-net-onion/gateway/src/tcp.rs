@@ -79,6 +79,8 @@ pub(crate) struct Around<'a> {
     pub(crate) counters: &'a mut Counters,
     pub(crate) errors: &'a mut Errors,
     pub(crate) names: &'a mut Names,
+    /// The frame that is handled, if it may be kept.
+    pub(crate) frame: Option<&'a Bytes>,
 }
 
 /// All flows of one VM.
@@ -156,6 +158,7 @@ impl Tcp {
     /// Handles a segment from the VM to an address of the given kind: neither a group nor a martian.
     pub(crate) fn handle(&mut self, around: &mut Around<'_>, packet: &ip::Packet<'_>, kind: Kind) {
         let Some(segment) = Segment::parse(packet, around.counters) else { return };
+        let segment = Segment { frame: around.frame, ..segment };
         let (vm_port, remote_port) = (segment.source_port, segment.destination_port);
         let key = Key { vm: packet.source, vm_port, remote: packet.destination, remote_port };
         let flow = self.table.find(&key).and_then(|id| self.table.get(id));

@@ -1,7 +1,7 @@
 //! A frame out of a chain of the tx ring: copied once, checked in the copy.
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, WriteVolatile};
 use wire::link::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, OFFLOAD_BYTES, Offload};
 
 use crate::{
@@ -12,8 +12,8 @@ use crate::{
 /// Bytes of the longest virtio-net header.
 const NET_HEADER_BYTES_MAX: usize = 12;
 
-/// Copies the frame of `chain` to the front of `room`, which must hold the longest frame. Returns its offload fields
-/// and its bytes.
+/// Copies the frame of `chain` to `room`, which must take the longest frame; what it takes when this fails is no frame.
+/// Returns its offload fields and how many bytes it has.
 ///
 /// Of the offload fields only those are looked at that decide how long the frame may be: the gateway, which acts on
 /// the others, checks them against the frame.
@@ -21,7 +21,7 @@ pub(crate) fn fetch(
     chain: DescriptorChain<&GuestMemoryMmap>,
     memory: &GuestMemoryMmap,
     layout: &Layout,
-    room: &mut [u8],
+    room: &mut impl WriteVolatile,
 ) -> Result<(Offload, usize), DropReason> {
     let mut net_header = [0; NET_HEADER_BYTES_MAX];
     let net_header = &mut net_header[..layout.header_bytes];
@@ -58,7 +58,7 @@ fn copy_out(
     length: usize,
     at: usize,
     net_header: &mut [u8],
-    frame: &mut [u8],
+    room: &mut impl WriteVolatile,
 ) -> Result<(), BadChain> {
     let of_header = net_header.len().saturating_sub(at).min(length);
     if of_header > 0 {
@@ -67,8 +67,7 @@ fn copy_out(
     let rest = length - of_header;
     if rest > 0 {
         let from = GuestAddress(addr.0.checked_add(of_header as u64).ok_or(BadChain)?);
-        let to = at + of_header - net_header.len();
-        memory.read_slice(&mut frame[to..to + rest], from).map_err(|_| BadChain)?;
+        memory.write_all_volatile_to(from, room, rest).map_err(|_| BadChain)?;
     }
     Ok(())
 }

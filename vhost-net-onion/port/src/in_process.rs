@@ -15,15 +15,19 @@
 //! edge-triggered (as tokio does) on the condition that is written there: wait only when neither `turn` nor `take_tx`
 //! said that there is more.
 //!
-//! A frame is copied once each way. Between two calls no chain is taken and not completed, so that the front-end may
+//! A frame is copied once each way; a long one from the VM is given away in the buffer that it was copied to. Between two calls no chain is taken and not completed, so that the front-end may
 //! change anything at any time, and a process that dies here loses what it had taken out of the ring and not sent on:
 //! nobody outlives it who could have got it.
 
-use std::os::{
-    fd::{AsFd, BorrowedFd},
-    unix::net::UnixListener,
+use std::{
+    ops::Deref,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixListener,
+    },
 };
 
+use bytes::Bytes;
 use nix::sys::epoll::EpollTimeout;
 use wire::link::{Abilities, FRAME_BYTES_MAX, Offload};
 
@@ -40,6 +44,29 @@ use crate::{
 
 /// Requests of the front-end that [`Port::turn`] serves at once.
 const REQUESTS: usize = 32;
+
+/// From this length on a frame of the VM is given away: its buffer is then at most twice as long.
+const GIVEN_FROM: usize = FRAME_BYTES_MAX / 2;
+
+/// A frame of the VM.
+#[derive(Debug)]
+pub enum TxFrame<'a> {
+    /// A short one, to be looked at or copied.
+    Lent(&'a [u8]),
+    /// A long one, to be kept for as long as it is of use.
+    Given(Bytes),
+}
+
+impl Deref for TxFrame<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            TxFrame::Lent(frame) => frame,
+            TxFrame::Given(frame) => frame,
+        }
+    }
+}
 
 /// What became of a frame for the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +85,8 @@ pub struct Port {
     poller: Poller,
     control: ControlPlane,
     gathered: Gathered,
-    /// Where a frame of the VM is copied to.
-    frame: Box<[u8]>,
+    /// Where a frame of the VM is copied to: room for the longest.
+    frame: Vec<u8>,
     /// Buffers were filled that the driver cannot see yet.
     unpublished: bool,
 }
@@ -72,7 +99,7 @@ impl Port {
     pub fn new(vhost_user: UnixListener, options: Options) -> Result<Port, PortError> {
         let poller = Poller::new().map_err(PortError::Setup)?;
         let control = ControlPlane::new(&poller, vhost_user, options)?;
-        let frame = vec![0; FRAME_BYTES_MAX].into_boxed_slice();
+        let frame = Vec::with_capacity(FRAME_BYTES_MAX);
         Ok(Port { poller, control, gathered: Gathered::new(), frame, unpublished: false })
     }
 
@@ -93,7 +120,7 @@ impl Port {
     ///
     /// The driver gets its buffers back all at once, before this returns. It is asked for kicks only when nothing was
     /// found: one that goes on sending while its frames are worked on need not kick, and wakes nobody.
-    pub fn take_tx(&mut self, budget: usize, each: impl FnMut(Offload, &[u8])) -> bool {
+    pub fn take_tx(&mut self, budget: usize, each: impl FnMut(Offload, TxFrame<'_>)) -> bool {
         let (active, counters) = self.control.active(TX);
         let Some(mut active) = active else { return false };
         match take(&mut active, counters, &mut self.frame, budget, each) {
@@ -170,9 +197,9 @@ impl AsFd for Port {
 fn take(
     active: &mut Active<'_>,
     counters: &mut Counters,
-    room: &mut [u8],
+    room: &mut Vec<u8>,
     budget: usize,
-    mut each: impl FnMut(Offload, &[u8]),
+    mut each: impl FnMut(Offload, TxFrame<'_>),
 ) -> Result<bool, RingError> {
     let mut taken = 0;
     let mut more = true;
@@ -188,9 +215,13 @@ fn take(
             if more { continue } else { break }
         };
         let head = chain.head_index();
+        room.clear();
+        room.reserve(FRAME_BYTES_MAX); // does nothing unless the last buffer was given away
         let fetched = fetch(chain, active.memory, &active.ring.layout, room);
-        if let Ok((offload, bytes)) = fetched {
-            each(offload, &room[..bytes]);
+        match fetched {
+            Ok((offload, GIVEN_FROM..)) => each(offload, TxFrame::Given(std::mem::take(room).into())),
+            Ok((offload, _)) => each(offload, TxFrame::Lent(room)),
+            Err(_) => {}
         }
         counters.count_tx(fetched.map(|(_, bytes)| bytes));
         active.ring.complete(active.memory, head, 0)?;

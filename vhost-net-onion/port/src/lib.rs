@@ -90,5 +90,5 @@ mod tx;
 
 pub use backend::serve;
 pub use counters::{Counters, DropReason};
-pub use in_process::{Port, Put};
+pub use in_process::{Port, Put, TxFrame};
 pub use options::{MTU_MAX, MTU_MIN, Options, PortError, Stop};

@@ -181,8 +181,8 @@ impl Tx {
             let Some(chain) = active.ring.take(active.memory)? else { break };
             let head = chain.head_index();
             let start = self.held;
-            let room = &mut self.bytes[start + HEADER_BYTES..][..FRAME_BYTES_MAX];
-            let frame = fetch(chain, active.memory, &active.ring.layout, room).and_then(|(offload, bytes)| {
+            let mut room = &mut self.bytes[start + HEADER_BYTES..][..FRAME_BYTES_MAX];
+            let frame = fetch(chain, active.memory, &active.ring.layout, &mut room).and_then(|(offload, bytes)| {
                 let header = link::header(bytes, offload).map_err(|_| DropReason::TooShort)?;
                 self.bytes[start..][..HEADER_BYTES].copy_from_slice(&header);
                 self.held += HEADER_BYTES + bytes;

@@ -198,7 +198,7 @@ impl Open {
 
     fn take(&mut self, segment: &Segment<'_>, counters: &mut Counters) {
         let queued = self.receiver.queued();
-        let arrival = self.receiver.take(segment.seq, segment.payload, segment.has(segment::FIN));
+        let arrival = self.receiver.take(segment.seq, segment.payload, segment.has(segment::FIN), segment.frame);
         counters.bytes_from_vm += (self.receiver.queued() - queued) as u64;
         match arrival {
             Arrival::InOrder => {}

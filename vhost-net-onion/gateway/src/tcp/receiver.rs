@@ -88,8 +88,8 @@ impl Receiver {
         self.queue.pop()
     }
 
-    /// Takes the part of a segment that is new and in the window.
-    pub(super) fn take(&mut self, mut seq: Seq, mut data: &[u8], fin: bool) -> Arrival {
+    /// Takes the part of a segment that is new and in the window. The data lies in `frame`, if there is one.
+    pub(super) fn take(&mut self, mut seq: Seq, mut data: &[u8], fin: bool, frame: Option<&Bytes>) -> Arrival {
         if self.finished {
             return Arrival::Again;
         }
@@ -108,7 +108,7 @@ impl Receiver {
         if fin && !cut && self.fin.is_none() {
             self.fin = Some(end);
         }
-        let arrival = self.place(seq, data);
+        let arrival = self.place(seq, data, frame);
         if self.fin == Some(self.next) {
             self.finished = true;
             self.next = self.next + 1;
@@ -118,14 +118,17 @@ impl Receiver {
         arrival
     }
 
-    fn place(&mut self, seq: Seq, data: &[u8]) -> Arrival {
+    fn place(&mut self, seq: Seq, data: &[u8], frame: Option<&Bytes>) -> Arrival {
         if data.is_empty() {
             return if seq == self.next { Arrival::Again } else { Arrival::Early };
         }
         if seq != self.next {
             return self.hold(seq, data);
         }
-        self.queue.copy(data);
+        match frame.filter(|frame| data.len() >= frame.len() / 2) {
+            Some(frame) => self.queue.push(frame.slice_ref(data)),
+            None => self.queue.copy(data),
+        }
         self.next = seq + data.len() as u32;
         self.release();
         Arrival::InOrder
@@ -234,7 +237,9 @@ mod tests {
             while !left.is_empty() {
                 let (from, to) = left.remove(seed % left.len());
                 seed = seed / 3 + 7 * seed % 11;
-                receiver.take(begin + from as u32, &whole[from..to], to == 60);
+                let frame = Bytes::copy_from_slice(&whole[from..to]);
+                let may_be_kept = seed % 2 == 0;
+                receiver.take(begin + from as u32, &frame, to == 60, may_be_kept.then_some(&frame));
             }
             assert_eq!(drained(&mut receiver), whole);
             assert!(receiver.is_finished());
@@ -247,20 +252,32 @@ mod tests {
     #[test]
     fn what_is_beyond_the_window_or_the_fin_is_not_taken() {
         let mut receiver = Receiver::new(Seq(100), 10, 0);
-        assert_eq!(receiver.take(Seq(100), &[1; 20], true), Arrival::InOrder);
+        assert_eq!(receiver.take(Seq(100), &[1; 20], true, None), Arrival::InOrder);
         assert_eq!((receiver.next(), receiver.window(), receiver.is_finished()), (Seq(110), 0, false));
         assert_eq!(receiver.announce(20, 1), 10);
-        assert_eq!(receiver.take(Seq(115), &[], true), Arrival::Early);
-        assert_eq!(receiver.take(Seq(110), &[2; 10], false), Arrival::InOrder);
+        assert_eq!(receiver.take(Seq(115), &[], true, None), Arrival::Early);
+        assert_eq!(receiver.take(Seq(110), &[2; 10], false, None), Arrival::InOrder);
         assert_eq!((receiver.next(), receiver.is_finished()), (Seq(116), true));
-        assert_eq!(receiver.take(Seq(116), &[3; 10], true), Arrival::Again);
+        assert_eq!(receiver.take(Seq(116), &[3; 10], true, None), Arrival::Again);
         assert_eq!(drained(&mut receiver).len(), 15);
+    }
+
+    #[test]
+    fn a_frame_is_kept_if_most_of_it_is_data() {
+        let frame = Bytes::from(vec![7; 1000]);
+        for (header, is_kept) in [(0, true), (54, true), (500, true), (501, false)] {
+            let mut receiver = Receiver::new(Seq(0), 60_000, 0);
+            assert_eq!(receiver.take(Seq(0), &frame[header..], false, Some(&frame)), Arrival::InOrder);
+            let data = receiver.pop().unwrap();
+            assert_eq!(data, frame[header..]);
+            assert_eq!(data.as_ptr() == frame[header..].as_ptr(), is_kept, "behind {header} bytes");
+        }
     }
 
     #[test]
     fn ranges_that_are_held_are_few() {
         let mut receiver = Receiver::new(Seq(0), 60_000, 0);
-        let arrivals: Vec<_> = (1..100u32).map(|n| receiver.take(Seq(n * 10), &[1], false)).collect();
+        let arrivals: Vec<_> = (1..100u32).map(|n| receiver.take(Seq(n * 10), &[1], false, None)).collect();
         assert_eq!(arrivals.iter().filter(|arrival| **arrival == Arrival::Early).count(), HELD_MAX);
         assert_eq!(arrivals[50], Arrival::NoRoom);
     }
@@ -271,7 +288,7 @@ mod tests {
         assert_eq!(receiver.announce(8000, 1460), 1000);
         let mut edge = 8000;
         for _ in 0..85 {
-            receiver.take(receiver.next(), &[7; 101], false);
+            receiver.take(receiver.next(), &[7; 101], false, None);
             let told = receiver.next() + 8 * u32::from(receiver.announce(8000, 1460));
             assert!(told.0 >= edge, "{} after {edge}", told.0);
             edge = told.0;
@@ -291,7 +308,7 @@ mod tests {
     fn a_deaf_pump_and_single_bytes_do_not_make_the_window_creep() {
         let mut receiver = Receiver::new(Seq(0), 4096, 4);
         for _ in 0..20_000 {
-            receiver.take(receiver.next(), &[1], false);
+            receiver.take(receiver.next(), &[1], false, None);
             receiver.announce(4096, 1460);
         }
         assert!(receiver.queued() <= 4096 + 16 * SLACK_UNITS as usize + 16, "{}", receiver.queued());

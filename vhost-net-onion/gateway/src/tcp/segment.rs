@@ -4,6 +4,8 @@
 //! Options are read from a SYN only, as none that is understood may come later; one of an illegal length breaks the
 //! segment (RFC 9293, section 3.1, MUST-7). The urgent pointer is not looked at: urgent data is data (RFC 6093).
 
+use bytes::Bytes;
+
 use super::number::Seq;
 use crate::{checksum, counters::Counters, ip};
 
@@ -31,6 +33,8 @@ pub(super) struct Segment<'a> {
     pub(super) window: u16,
     pub(super) options: Options,
     pub(super) payload: &'a [u8],
+    /// The frame in which the payload lies, if it may be kept.
+    pub(super) frame: Option<&'a Bytes>,
 }
 
 /// What a SYN tells in its options.
@@ -82,6 +86,7 @@ impl<'a> Segment<'a> {
             window: short(14),
             options: Options::default(),
             payload,
+            frame: None,
         };
         let contradicts = (segment.flags & (SYN | FIN | RST)).count_ones() > 1;
         let sound = segment.source_port != 0 && segment.destination_port != 0 && !contradicts;

@@ -110,7 +110,7 @@ pub(crate) fn in_process(vhost_user: UnixListener, frames: &mut Frames) -> Resul
     let mut echoed = false;
     while !frames.ended() {
         let mut more = port.turn()?;
-        more |= port.take_tx(BUDGET, |_, frame| frames.receive(frame));
+        more |= port.take_tx(BUDGET, |_, frame| frames.receive(&frame));
         while let Some(frame) = frames.upcoming()
             && port.put_rx(Offload::default(), frame, &[]) != Put::NoBuffers
         {
