@@ -21,6 +21,8 @@ use clap::Parser;
 use mimalloc::MiMalloc;
 use tracing_subscriber::EnvFilter;
 
+/// The C library's allocator gives the memory of long chunks back to the kernel and takes it again, page by page: with
+/// eight bulk streams that was two fifths of the CPU time of the whole path.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

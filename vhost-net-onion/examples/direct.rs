@@ -37,6 +37,7 @@ use vhost_net_onion::{
     port::Options,
 };
 
+/// As in the router program.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -18,8 +18,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mimalloc::MiMalloc;
+
 use machine::{Failed, Machine};
 use verdict::{Sample, Verdict};
+
+/// As in the router program, whose memory it is about.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Longer than any round takes, on a machine that is busy with other things: a round that hangs is an error.
 const ROUND_LIMIT: Duration = Duration::from_secs(120);
