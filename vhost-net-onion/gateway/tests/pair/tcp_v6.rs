@@ -30,7 +30,6 @@ pub(crate) fn tcp(from: Ipv6Addr, to: Ipv6Addr, repr: &TcpRepr) -> Vec<u8> {
 /// The segment in a frame to the VM, checksum checked.
 pub(crate) fn tcp_of(frame: &[u8]) -> TcpRepr<'_> {
     let packet = ip_of(frame, IpProtocol::Tcp);
-    assert_eq!(packet.hop_limit(), 64);
     let (source, destination) = (packet.src_addr().into(), packet.dst_addr().into());
     let segment = TcpPacket::new_checked(packet.payload()).unwrap();
     TcpRepr::parse(&segment, &source, &destination, &ChecksumCapabilities::default()).unwrap()
