@@ -19,9 +19,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::generators;
 
-/// Of the guest: enough for this program and for iperf3 with eight streams.
-const MEMORY_MIB: u32 = 512;
-
 /// How long a boot may take on a busy machine.
 const BOOT_TIME: Duration = Duration::from_secs(30);
 
@@ -45,19 +42,13 @@ impl Guest {
     /// # Errors
     /// When there is no User Mode Linux, or the guest does not come up.
     pub(super) fn boot(dir: &Path, socket: &Path, mtu: u32) -> Result<Guest> {
-        let kernel = generators::path("uml")?;
+        let uml = generators::path("uml")?;
         let init = dir.join("guest.sh");
         fs::write(&init, include_str!("guest.sh")).context("cannot write the guest's init")?;
         fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
         let log = fs::File::create(dir.join("guest.log")).context("cannot write the guest's log")?;
-        let mut child = Command::new("setpriv")
-            .args(["--pdeathsig=KILL", "--"])
-            .arg(kernel)
-            .arg(format!("mem={MEMORY_MIB}M"))
-            .arg(format!("virtio_uml.device={}:1", socket.display()))
-            .args(["root=none", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"])
-            .args(["con=null", "con0=fd:0,fd:1"])
-            .arg(format!("init={}", init.display()))
+        let mut child = Command::new(uml)
+            .args([socket, &init])
             .arg(format!("GUEST_MTU={mtu}"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -23,7 +23,7 @@ pub struct Counters {
     /// Dropped: to an Ethernet address that is not the gateway's, to a group, to loopback, to a reserved address, or to
     /// one host by way of a group's Ethernet address.
     pub dropped_destination: u64,
-    /// Dropped: ICMP that asks for nothing.
+    /// Dropped: ICMP that asks for nothing and is not about a segment on its way.
     pub dropped_icmp: u64,
     /// Ignored: what the VM tells of the groups that it listens to (MLD, IGMP).
     pub ignored_listener: u64,
@@ -90,6 +90,8 @@ pub struct Counters {
     pub flows_failed: u64,
     /// Flows ended to make room for others.
     pub flows_evicted: u64,
+    /// Flows ended because the VM rejected a segment, as firewalls do: a hard error of ICMP.
+    pub flows_rejected: u64,
     /// Flows ended because the VM did not answer for a long time, or left them half-closed and idle.
     pub flows_expired: u64,
     /// SYNs refused because every flow is waiting for its far end.
@@ -111,6 +113,10 @@ pub struct Counters {
     pub timeouts: u64,
     /// Probes of a window that the VM has closed.
     pub window_probes: u64,
+    /// Times that segments became smaller, as ICMP said that they were too large.
+    pub mss_lowered: u64,
+    /// Not acted on: ICMP errors about segments that may pass (soft ones), or that nothing follows from.
+    pub icmp_soft: u64,
     /// Segments that came again.
     pub duplicates: u64,
     /// Segments that came before others that were missing, and were kept.
@@ -138,12 +144,14 @@ impl Counters {
             ("source", self.dropped_source),
             ("destination", self.dropped_destination),
             ("icmp", self.dropped_icmp),
+            ("icmp_soft", self.icmp_soft),
             ("queue_full", self.dropped_queue_full),
             ("icmp_limit", self.dropped_icmp_limit),
             ("names_evicted", self.names_evicted),
             ("names_full", self.names_full),
             ("flows_failed", self.flows_failed),
             ("flows_evicted", self.flows_evicted),
+            ("flows_rejected", self.flows_rejected),
             ("flows_expired", self.flows_expired),
             ("flows_full", self.refused_flows_full),
             ("half_open", self.ignored_half_open),

@@ -33,14 +33,7 @@ impl Gateway {
             _ if self.drops_destination(kind, to_group) => {}
             IpProtocol::Tcp => self.with_tcp(now, |tcp, around| tcp.handle(around, &packet, kind)),
             IpProtocol::Udp => self.handle_udp(now, &packet, kind),
-            IpProtocol::Icmp if kind == Kind::Gateway => {
-                icmp::handle(packet.payload, &mut self.outbox, &mut self.counters);
-            }
-            IpProtocol::Icmp => {
-                if icmp::deserves_error(packet.payload, &mut self.counters) {
-                    self.unreachable(now, Unreachable::Prohibited, &packet);
-                }
-            }
+            IpProtocol::Icmp => self.handle_icmp(now, &packet, kind),
             _ => self.unreachable(now, Unreachable::Protocol, &packet),
         }
     }
@@ -85,6 +78,19 @@ impl Gateway {
         drops
     }
 
+    fn handle_icmp(&mut self, now: Instant, packet: &ip::Packet<'_>, kind: Kind) {
+        use icmp::Message;
+        let Some(message) = icmp::parse(packet.payload, &mut self.counters) else { return };
+        match message {
+            Message::EchoRequest if kind == Kind::Gateway => {
+                icmp::echo(packet.payload, &mut self.outbox, &mut self.counters);
+            }
+            // Somebody waits for an answer.
+            Message::EchoRequest => self.unreachable(now, Unreachable::Prohibited, packet),
+            Message::Other => self.with_tcp(now, |tcp, around| tcp.handle_icmp(around, packet)),
+        }
+    }
+
     fn handle_icmpv6(&mut self, now: Instant, packet: &ip::Packet<'_>, kind: Kind, to_group: bool, is_on_link: bool) {
         use icmpv6::Message;
         let Some(message) = icmpv6::parse(packet, &mut self.counters) else { return };
@@ -93,15 +99,12 @@ impl Gateway {
             Message::Discovery => ndp::handle(packet, &mut self.outbox, &mut self.counters),
             Message::Listener => self.counters.ignored_listener += 1,
             _ if !is_on_link => self.counters.dropped_source += 1,
-            Message::Other => self.counters.dropped_icmp += 1,
             Message::EchoRequest if asks_all || (kind == Kind::Gateway && !to_group) => {
                 icmpv6::echo(packet, &mut self.outbox, &mut self.counters);
             }
-            Message::EchoRequest => {
-                if !self.drops_destination(kind, to_group) {
-                    self.unreachable(now, Unreachable::Prohibited, packet);
-                }
-            }
+            _ if self.drops_destination(kind, to_group) => {}
+            Message::EchoRequest => self.unreachable(now, Unreachable::Prohibited, packet),
+            Message::Other => self.with_tcp(now, |tcp, around| tcp.handle_icmp(around, packet)),
         }
     }
 

@@ -111,37 +111,16 @@ impl Errors {
     }
 }
 
-/// Handles an ICMP packet to the gateway. Everything but an echo request is dropped: errors about the gateway's
-/// packets change nothing, and the other questions of RFC 792 are obsolete (RFC 6918).
-pub(crate) fn handle(payload: &[u8], outbox: &mut Outbox, counters: &mut Counters) {
-    let Some(request) = parse(payload, counters) else { return };
-    if !is_echo_request(&request) {
-        counters.dropped_icmp += 1;
-        return;
-    }
-    reply(outbox, counters, payload.len(), |message| {
-        message.set_msg_type(Icmpv4Message::EchoReply);
-        message.set_msg_code(0);
-        message.set_echo_ident(request.echo_ident());
-        message.set_echo_seq_no(request.echo_seq_no());
-        message.data_mut().copy_from_slice(request.data());
-    });
-    counters.echo_replies += 1;
+/// What a message from the VM is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Message {
+    EchoRequest,
+    /// Errors, perhaps about segments of TCP; the other questions of RFC 792, which are obsolete (RFC 6918).
+    Other,
 }
 
-/// Whether an ICMP packet to somewhere else deserves an error: echo requests do, as somebody waits for an answer.
-pub(crate) fn deserves_error(payload: &[u8], counters: &mut Counters) -> bool {
-    let Some(message) = parse(payload, counters) else { return false };
-    let deserves = is_echo_request(&message);
-    counters.dropped_icmp += u64::from(!deserves);
-    deserves
-}
-
-fn is_echo_request(message: &Icmpv4Packet<&[u8]>) -> bool {
-    message.msg_type() == Icmpv4Message::EchoRequest && message.msg_code() == 0
-}
-
-fn parse<'a>(payload: &'a [u8], counters: &mut Counters) -> Option<Icmpv4Packet<&'a [u8]>> {
+/// Checks a message, or counts why it is none.
+pub(crate) fn parse(payload: &[u8], counters: &mut Counters) -> Option<Message> {
     let checked = Icmpv4Packet::new_checked(payload).ok().filter(|_| payload.len() >= HEADER_BYTES);
     let Some(message) = checked else {
         counters.dropped_malformed += 1;
@@ -151,7 +130,21 @@ fn parse<'a>(payload: &'a [u8], counters: &mut Counters) -> Option<Icmpv4Packet<
         counters.dropped_checksum += 1;
         return None;
     }
-    Some(message)
+    let is_echo_request = message.msg_type() == Icmpv4Message::EchoRequest && message.msg_code() == 0;
+    Some(if is_echo_request { Message::EchoRequest } else { Message::Other })
+}
+
+/// Answers an echo request to the gateway.
+pub(crate) fn echo(payload: &[u8], outbox: &mut Outbox, counters: &mut Counters) {
+    let request = Icmpv4Packet::new_unchecked(payload);
+    reply(outbox, counters, payload.len(), |message| {
+        message.set_msg_type(Icmpv4Message::EchoReply);
+        message.set_msg_code(0);
+        message.set_echo_ident(request.echo_ident());
+        message.set_echo_seq_no(request.echo_seq_no());
+        message.data_mut().copy_from_slice(request.data());
+    });
+    counters.echo_replies += 1;
 }
 
 fn reply(outbox: &mut Outbox, counters: &mut Counters, length: usize, fill: impl FnOnce(&mut Icmpv4Packet<&mut [u8]>)) {
@@ -171,43 +164,43 @@ mod tests {
 
     use super::*;
 
-    fn echo(length: usize) -> Vec<u8> {
+    fn request(length: usize) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..HEADER_BYTES + length).map(|n| n as u8).collect();
         bytes[..2].copy_from_slice(&[8, 0]);
         Icmpv4Packet::new_unchecked(&mut bytes[..]).fill_checksum();
         bytes
     }
 
-    fn answer(request: &[u8]) -> (Option<Vec<u8>>, Counters) {
-        let (mut outbox, mut counters) = (Outbox::new(4), Counters::default());
-        handle(request, &mut outbox, &mut counters);
-        (outbox.pop().map(|frame| frame.to_vec().split_off(34)), counters)
+    fn parsed(request: &[u8]) -> (Option<Message>, Counters) {
+        let mut counters = Counters::default();
+        (parse(request, &mut counters), counters)
     }
 
     #[test]
     fn echo_comes_back_with_its_payload() {
         for length in [0, 1, 56, 1472] {
-            let reply = answer(&echo(length)).0.unwrap();
-            assert_eq!((reply[0], &reply[4..]), (0, &echo(length)[4..]));
+            let (mut outbox, mut counters) = (Outbox::new(4), Counters::default());
+            echo(&request(length), &mut outbox, &mut counters);
+            let reply = outbox.pop().unwrap().to_vec().split_off(34);
+            assert_eq!((reply[0], &reply[4..]), (0, &request(length)[4..]));
             assert!(Icmpv4Packet::new_checked(&reply[..]).unwrap().verify_checksum());
         }
     }
 
     #[test]
-    fn nothing_else_is_answered() {
+    fn nothing_else_is_a_request() {
+        assert_eq!(parsed(&request(56)).0, Some(Message::EchoRequest));
         for kind in (0..=255u8).filter(|kind| *kind != 8) {
-            let mut request = echo(56);
-            request[0] = kind;
-            Icmpv4Packet::new_unchecked(&mut request[..]).fill_checksum();
-            let (reply, counters) = answer(&request);
-            assert!(reply.is_none());
-            assert_eq!(counters.dropped_icmp, 1);
+            let mut message = request(56);
+            message[0] = kind;
+            Icmpv4Packet::new_unchecked(&mut message[..]).fill_checksum();
+            assert_eq!(parsed(&message).0, Some(Message::Other));
         }
-        let mut request = echo(56);
-        request[20] ^= 1;
-        assert_eq!(answer(&request).1.dropped_checksum, 1);
+        let mut message = request(56);
+        message[20] ^= 1;
+        assert_eq!(parsed(&message).1.dropped_checksum, 1);
         for length in 0..HEADER_BYTES {
-            assert_eq!(answer(&echo(0)[..length]).1.dropped_malformed, 1);
+            assert_eq!(parsed(&request(0)[..length]).1.dropped_malformed, 1);
         }
     }
 

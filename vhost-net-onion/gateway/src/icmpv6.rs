@@ -37,7 +37,7 @@ pub(crate) enum Message {
     Discovery,
     /// Which groups the VM listens to; the gateway sends to one only, which all nodes are in.
     Listener,
-    /// Errors about the gateway's packets, answers to questions it never asked, types that it does not know.
+    /// Errors, perhaps about segments of TCP; answers to questions never asked; types that are not known.
     Other,
 }
 

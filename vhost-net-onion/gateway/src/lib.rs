@@ -32,6 +32,7 @@
 //! | TCP to the gateway's other ports, any segment of no flow | RST |
 //! | TCP to a made-up address that stands for no name, to the VM's own network, to link-local addresses | ICMP host unreachable |
 //! | ICMP echo to the gateway | answered (`icmp`, `icmpv6`) |
+//! | errors of ICMP about a segment of a flow | the flow is reset, or sends smaller segments (`tcp`) |
 //! | ICMP echo elsewhere | ICMP communication administratively prohibited (RFC 1812, section 5.2.7.1, code 13; RFC 4443, code 1) |
 //! | UDP elsewhere | ICMP port unreachable: QUIC falls back to TCP at once |
 //! | other IP protocols | ICMP protocol unreachable, ICMPv6 parameter problem |

@@ -15,7 +15,7 @@
 //!
 //! - [`flow`]: one flow and its states; [`table`]: all of them; [`drive`]: moving them along; [`events`].
 //! - [`open`]: a connection, of the halves [`receiver`] (on [`chunks`]) and [`sender`] (on [`queue`] and [`rto`]).
-//! - [`segment`]: from the VM; [`emit`]: to the VM; [`number`], [`budget`], [`keyed`].
+//! - [`segment`] and [`icmp_error`]: from the VM; [`emit`]: to the VM; [`number`], [`budget`], [`keyed`].
 
 mod budget;
 mod chunks;
@@ -23,6 +23,7 @@ mod drive;
 mod emit;
 mod events;
 mod flow;
+mod icmp_error;
 mod keyed;
 mod number;
 mod open;

@@ -1,7 +1,7 @@
 //! Whole histories of a gateway: frames, time, and what a pump may do, in any order.
 //!
 //! `cargo +nightly fuzz run frames` in the folder above. Frames are free bytes, or segments with numbers that fit their
-//! flow: most of TCP's states are out of reach of free bytes. Checksums are not looked at: the VM's driver left them out, and
+//! flow, or errors of ICMP about such: most of TCP's states are out of reach of free bytes. Checksums are not looked at: the VM's driver left them out, and
 //! smoltcp takes those of IP for right when it is built for fuzzing.
 
 #![no_main]
@@ -55,6 +55,12 @@ enum Step<'a> {
         port: u8,
         flags: Flags,
         options: [u8; 12],
+    },
+    /// An error of ICMP, with such a header, about a segment to the VM: the last byte that was sent, or another one.
+    Error {
+        port: u8,
+        header: [u8; 8],
+        seq: Delta,
     },
     /// The VM's part of a connection that is established, if the pump plays its own.
     Handshake(u8),
@@ -195,6 +201,13 @@ impl World {
             Step::Options { port, flags, options } => {
                 let numbers = self.next[usize::from(port % 4)];
                 self.segment(port, flags, numbers, 1000, &options, &[]);
+            }
+            Step::Error { port, header, seq } => {
+                let (_, next) = self.next[usize::from(port % 4)];
+                let segment = [&[0, 80, 0, port % 4 + 1][..], &seq.from(next.wrapping_sub(1)).to_be_bytes()].concat();
+                let about = packet_from_to(6, address(3), address(4), &segment);
+                let error = [&header[..], &about[14..]].concat();
+                self.gateway.handle_frame(now, DATA_VALID, &packet(1, address(3), &error));
             }
             Step::Handshake(port) => {
                 self.segment(port, Flags::Syn, (7, 0), u16::MAX, &[2, 4, 5, 0xb4], &[]);
@@ -408,10 +421,15 @@ fn packet_v6(protocol: u8, hop_limit: u8, source: [u8; 16], destination: [u8; 16
 }
 
 fn packet(protocol: u8, destination: [u8; 4], payload: &[u8]) -> Vec<u8> {
+    packet_from_to(protocol, [10, 0, 2, 15], destination, payload)
+}
+
+fn packet_from_to(protocol: u8, source: [u8; 4], destination: [u8; 4], payload: &[u8]) -> Vec<u8> {
     let mut frame = GATEWAY_MAC.0.to_vec();
     frame.extend([0x52, 0x54, 0, 1, 2, 3, 8, 0, 0x45, 0]);
     frame.extend((payload.len() as u16).wrapping_add(20).to_be_bytes());
-    frame.extend([0, 0, 0x40, 0, 64, protocol, 0, 0, 10, 0, 2, 15]);
+    frame.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
+    frame.extend(source);
     frame.extend(destination);
     frame.extend(payload);
     frame

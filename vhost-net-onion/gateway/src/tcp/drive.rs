@@ -121,7 +121,8 @@ impl Tcp {
         self.make_ready(id);
     }
 
-    fn make_ready(&mut self, id: FlowId) {
+    /// The flow may have something to send.
+    pub(super) fn make_ready(&mut self, id: FlowId) {
         if let Some(flow) = self.table.get_mut(id)
             && !std::mem::replace(&mut flow.ready, true)
         {

@@ -48,7 +48,7 @@ pub(super) struct Header {
 }
 
 /// Bytes of the headers of IP and TCP, without options.
-fn header_bytes(key: &Key) -> usize {
+pub(super) fn header_bytes(key: &Key) -> usize {
     if key.remote.is_ipv4() { 20 + HEADER_BYTES } else { 40 + HEADER_BYTES }
 }
 

@@ -161,6 +161,32 @@ impl Sender {
         !self.max.is_before(ack) && !ack.is_before(earliest)
     }
 
+    /// Whether a number was sent and is not acknowledged.
+    pub(super) fn is_on_its_way(&self, seq: Seq) -> bool {
+        seq.since(self.una) < self.max.since(self.una)
+    }
+
+    /// Segments are too large somewhere behind the VM. Returns whether it was not known that they are to be so small.
+    /// Then what is on its way is sent again, at first one segment; it was not congestion (RFC 1191, section 6.5).
+    pub(super) fn lower_mss(&mut self, mss: u16) -> bool {
+        if mss >= self.mss || !self.is_established {
+            return false;
+        }
+        self.mss = mss;
+        self.congestion = mss.into();
+        self.go_back();
+        true
+    }
+
+    /// What is on its way is to be sent again.
+    fn go_back(&mut self) {
+        self.next = self.una;
+        self.recover = None;
+        self.recovered = self.max;
+        self.duplicates = 0;
+        self.again = false;
+    }
+
     /// The VM has sent its SYN again: so must we.
     pub(super) fn repeat_syn(&mut self) {
         self.next = self.una;
@@ -254,11 +280,7 @@ impl Sender {
             }
             self.congestion = mss;
         }
-        self.next = self.una;
-        self.recover = None;
-        self.recovered = self.max;
-        self.duplicates = 0;
-        self.again = false;
+        self.go_back();
         self.forced = true;
         self.rto.expired();
         self.timer = Some(now + self.rto.timeout());

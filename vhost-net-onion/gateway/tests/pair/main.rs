@@ -7,6 +7,7 @@ mod close;
 mod connect;
 mod driver;
 mod hostile;
+mod icmp_errors;
 mod optimistic;
 mod proxies;
 mod raw;

@@ -10,8 +10,8 @@ use gateway::{Config, Event, FlowId, Gateway, config::GATEWAY_MAC};
 use smoltcp::{
     phy::ChecksumCapabilities,
     wire::{
-        EthernetFrame, EthernetProtocol, Icmpv4Packet, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl,
-        TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket,
+        EthernetFrame, EthernetProtocol, Icmpv4Packet, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet,
+        TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket,
     },
 };
 use wire::link::Offload;
@@ -40,7 +40,7 @@ impl Bare {
     }
 
     pub(crate) fn frames(&mut self) -> Vec<Vec<u8>> {
-        std::iter::from_fn(|| self.gateway.poll_frame()).map(|frame| frame.to_vec()).collect()
+        std::iter::from_fn(|| self.gateway.poll_frame()).map(|frame| plain(frame.to_vec())).collect()
     }
 
     /// Hands a complete frame over.
@@ -87,6 +87,25 @@ impl Bare {
         self.exchange(&tcp(REMOTE, &segment(TcpControl::None, port, 1001, Some(next))));
         (flow, next)
     }
+}
+
+/// The same frame, to the VM: its IP header has no DiffServ, and the usual hops (RFC 9293, MUST-48 and MUST-49), but of
+/// neighbour discovery the most (RFC 4861, section 7.1).
+pub(crate) fn plain(frame: Vec<u8>) -> Vec<u8> {
+    let ethernet = EthernetFrame::new_checked(&frame[..]).unwrap();
+    match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            let packet = Ipv4Packet::new_checked(ethernet.payload()).unwrap();
+            assert_eq!((packet.dscp(), packet.ecn(), packet.hop_limit()), (0, 0, 64));
+        }
+        EthernetProtocol::Ipv6 => {
+            let packet = Ipv6Packet::new_checked(ethernet.payload()).unwrap();
+            let is_discovery = packet.next_header() == IpProtocol::Icmpv6 && (133..=137).contains(&packet.payload()[0]);
+            assert_eq!((packet.traffic_class(), packet.hop_limit()), (0, if is_discovery { 255 } else { 64 }));
+        }
+        _ => {}
+    }
+    frame
 }
 
 /// Whether nothing is due but what never ends: a router advertisement.

@@ -20,7 +20,7 @@ use crate::{
     world::pattern,
 };
 
-fn tcp(from: Ipv6Addr, to: Ipv6Addr, repr: &TcpRepr) -> Vec<u8> {
+pub(crate) fn tcp(from: Ipv6Addr, to: Ipv6Addr, repr: &TcpRepr) -> Vec<u8> {
     let mut bytes = vec![0; repr.buffer_len()];
     let (source, destination) = (from.into(), to.into());
     repr.emit(&mut TcpPacket::new_unchecked(&mut bytes[..]), &source, &destination, &ChecksumCapabilities::default());
@@ -28,16 +28,15 @@ fn tcp(from: Ipv6Addr, to: Ipv6Addr, repr: &TcpRepr) -> Vec<u8> {
 }
 
 /// The segment in a frame to the VM, checksum checked.
-fn tcp_of(frame: &[u8]) -> TcpRepr<'_> {
+pub(crate) fn tcp_of(frame: &[u8]) -> TcpRepr<'_> {
     let packet = ip_of(frame, IpProtocol::Tcp);
-    assert_eq!(packet.hop_limit(), 64);
     let (source, destination) = (packet.src_addr().into(), packet.dst_addr().into());
     let segment = TcpPacket::new_checked(packet.payload()).unwrap();
     TcpRepr::parse(&segment, &source, &destination, &ChecksumCapabilities::default()).unwrap()
 }
 
 /// A flow from one of the VM's addresses, and our next number.
-fn established(bare: &mut Bare, from: Ipv6Addr, mss: Option<u16>) -> (FlowId, TcpSeqNumber) {
+pub(crate) fn established(bare: &mut Bare, from: Ipv6Addr, mss: Option<u16>) -> (FlowId, TcpSeqNumber) {
     let syn = TcpRepr { max_seg_size: mss, ..segment(TcpControl::Syn, 1000, 1000, None) };
     assert!(bare.exchange(&tcp(from, REMOTE, &syn)).is_empty());
     let Some(Event::Connect { flow, target, .. }) = bare.gateway.poll_event() else { panic!() };

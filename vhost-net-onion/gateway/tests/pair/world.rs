@@ -19,7 +19,7 @@ use wire::link::Offload;
 
 use crate::{
     driver::{self, Driver},
-    raw_v6,
+    raw, raw_v6,
 };
 
 pub(crate) const VM_MAC: EthernetAddress = EthernetAddress([0x52, 0x54, 0x00, 0x12, 0x34, 0x56]);
@@ -338,7 +338,7 @@ impl World {
 
     fn frames_to_vm(&mut self) {
         while let Some(frame) = self.gateway.poll_frame() {
-            self.put_on_link(frame.offload, frame.to_vec(), true);
+            self.put_on_link(frame.offload, raw::plain(frame.to_vec()), true);
         }
     }
 

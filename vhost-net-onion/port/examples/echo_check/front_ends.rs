@@ -53,9 +53,9 @@ impl FrontEnd {
         Ok(FrontEnd { child, log, end_time: Duration::ZERO })
     }
 
-    /// Linux with its virtio-net driver, as a process: the User Mode Linux at `kernel`. Its root is the host's, read
-    /// only, and it sends back what comes before its own network stack sees it (tc-mirred(8)).
-    pub(crate) fn linux(kernel: &Path, vhost_user: &Path, dir: &Path) -> Result<FrontEnd> {
+    /// Linux with its virtio-net driver, as a process: the User Mode Linux that `guest` starts. It sends back what comes
+    /// before its own network stack sees it (tc-mirred(8)).
+    pub(crate) fn linux(guest: &Path, vhost_user: &Path, dir: &Path) -> Result<FrontEnd> {
         let (log, init) = (dir.join("linux.log"), dir.join("init"));
         // The network is silent but for what is reflected: no IPv6, no ARP. (The shell would take busybox's own `tc`.)
         let script = format!(
@@ -70,19 +70,13 @@ impl FrontEnd {
         );
         write(&init, script)?;
         set_permissions(&init, Permissions::from_mode(0o755))?;
-        // It does not see the end of its console, so it must not outlive this program.
-        let mut child = Command::new("setpriv")
-            .args(["--pdeathsig=KILL", "--"])
-            .arg(kernel)
-            .arg("mem=256M")
-            .arg(format!("virtio_uml.device={}:1", vhost_user.display()))
-            .args(["root=none", "rootfstype=hostfs", "rootflags=/", "ro", "quiet", "con=null", "con0=fd:0,fd:1"])
-            .arg(format!("init={}", init.display()))
+        let mut child = Command::new(guest)
+            .args([vhost_user, &init])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(dir.join("kernel.log"))?)
             .spawn()
-            .with_context(|| format!("cannot start {}: `ci/generators uml` makes it", kernel.display()))?;
+            .with_context(|| format!("cannot start {}: `ci/generators uml` makes it", guest.display()))?;
         // The console must be something that epoll takes, which a file is not.
         let mut console = child.stdout.take().context("the guest has no console")?;
         let mut output = File::create(&log)?;

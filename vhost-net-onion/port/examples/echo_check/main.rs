@@ -51,8 +51,8 @@ struct Args {
     #[arg(long, default_value = "dpdk-testpmd")]
     testpmd: String,
 
-    /// User Mode Linux, to take it instead of testpmd.
-    #[arg(long, value_name = "KERNEL", conflicts_with = "testpmd")]
+    /// What starts User Mode Linux, to take it instead of testpmd.
+    #[arg(long, value_name = "GUEST", conflicts_with = "testpmd")]
     linux: Option<PathBuf>,
 }
 
@@ -73,7 +73,7 @@ fn main() -> Result<()> {
     let vhost_user = dir.path().join("net");
     let listener = UnixListener::bind(&vhost_user)?;
     let mut front_end = match &args.linux {
-        Some(kernel) => FrontEnd::linux(kernel, &vhost_user, dir.path())?,
+        Some(guest) => FrontEnd::linux(guest, &vhost_user, dir.path())?,
         None => FrontEnd::testpmd(&args.testpmd, &vhost_user, dir.path())?,
     };
     let mut frames = Frames::new(args.frames, usize::from(args.bytes), args.window, PATIENCE);
