@@ -12,8 +12,6 @@
 //! | `bench tor` | `tor_…`: bulk downloads, against C tor's SOCKS and TransPort | [`tor`] |
 //! | `bench pps` | `pps_…`: packets per second of the port | [`pps`] |
 //!
-//! `bench all` is the first three; the others take longer, or need more, and are measured by name alone.
-//!
 //! Figures go to stdout and nothing else does ([`crate::figures`]); what happens meanwhile goes to stderr. A figure
 //! that cannot be had is a line that says why, and the next one is taken: one broken peer hides nothing else.
 

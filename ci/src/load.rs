@@ -6,7 +6,7 @@
 //! | command | what it does | prints |
 //! | --- | --- | --- |
 //! | `round-trips` | one byte there and back, again and again on one connection | `count`, `seconds` |
-//! | `connections` | connects, one byte there and back, closes; one after the other | `count`, `seconds` |
+//! | `connections` | connects, one byte there and back, closes; one after the other | `count`, `seconds`, `first_byte_seconds` of one |
 //! | `fetch` | a file by HTTP, over several connections at once, by SOCKS if wanted | `bytes`, `seconds` |
 
 mod fetch;
@@ -19,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// How long anything may stand still.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -57,26 +57,32 @@ struct Series {
 /// Runs a load.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let line = match &args.load {
-        Load::RoundTrips(series) => series.time(|series| {
-            let stream = connect(series.server)?;
-            (0..series.count).try_for_each(|_| exchange(&stream, MORE))
-        }),
-        Load::Connections(series) => {
-            series.time(|series| (0..series.count).try_for_each(|_| whole_connection(series.server)))
-        }
+        Load::RoundTrips(series) => round_trips(series.server, series.count),
+        Load::Connections(series) => connections(series.server, series.count),
         Load::Fetch(args) => fetch::run(args),
     }?;
     println!("{line}");
     Ok(())
 }
 
-impl Series {
-    fn time(&self, work: impl FnOnce(&Series) -> Result<()>) -> Result<serde_json::Value> {
-        whole_connection(self.server)?; // warms up, and is not counted
-        let began = Instant::now();
-        work(self)?;
-        Ok(json!({ "count": self.count, "seconds": began.elapsed().as_secs_f64() }))
-    }
+fn round_trips(server: SocketAddr, count: u32) -> Result<Value> {
+    whole_connection(server)?; // warms up, and is not counted
+    let began = Instant::now();
+    let stream = connect(server)?;
+    (0..count).try_for_each(|_| exchange(&stream, MORE))?;
+    Ok(json!({ "count": count, "seconds": began.elapsed().as_secs_f64() }))
+}
+
+/// What the load `connections` does, and its report.
+///
+/// # Errors
+/// When a connection fails.
+pub(crate) fn connections(server: SocketAddr, count: u32) -> Result<Value> {
+    whole_connection(server)?; // as above
+    let began = Instant::now();
+    let first_bytes = (0..count).map(|_| whole_connection(server)).sum::<Result<Duration>>()?;
+    let first_byte = first_bytes.as_secs_f64() / f64::from(count);
+    Ok(json!({ "count": count, "seconds": began.elapsed().as_secs_f64(), "first_byte_seconds": first_byte }))
 }
 
 fn connect(server: SocketAddr) -> Result<TcpStream> {
@@ -87,13 +93,15 @@ fn connect(server: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// One connection, which the server ends, as one of HTTP does.
-fn whole_connection(server: SocketAddr) -> Result<()> {
+/// One connection, which the server ends, as one of HTTP does. Returns how long it took to the first byte.
+fn whole_connection(server: SocketAddr) -> Result<Duration> {
+    let began = Instant::now();
     let stream = connect(server)?;
     exchange(&stream, LAST)?;
+    let first_byte = began.elapsed();
     let after = (&stream).read(&mut [0]).context("the connection does not end")?;
     ensure!(after == 0, "more came back than was sent");
-    Ok(())
+    Ok(first_byte)
 }
 
 fn exchange(mut stream: &TcpStream, byte: u8) -> Result<()> {
@@ -134,11 +142,14 @@ mod tests {
 
     #[test]
     fn series_are_counted_and_timed() {
-        let series = Series { server: echo_server().unwrap(), count: 20 };
-        let line = series.time(|series| (0..series.count).try_for_each(|_| whole_connection(series.server)));
-        let line = line.unwrap();
-        assert_eq!(line["count"], 20);
-        assert!(line["seconds"].as_f64().unwrap() > 0.0);
+        let server = echo_server().unwrap();
+        for line in [round_trips(server, 20).unwrap(), connections(server, 20).unwrap()] {
+            assert_eq!(line["count"], 20);
+            assert!(line["seconds"].as_f64().unwrap() > 0.0);
+        }
+        let line = connections(server, 20).unwrap();
+        let (whole, first_byte) = (&line["seconds"], line["first_byte_seconds"].as_f64().unwrap());
+        assert!(first_byte > 0.0 && 20.0 * first_byte < whole.as_f64().unwrap(), "{line}");
     }
 
     #[test]

@@ -285,7 +285,7 @@ impl World {
         segment.extend([0; 4]);
         segment.extend(options);
         segment.extend(data);
-        self.gateway.handle_frame(self.now, DATA_VALID, &packet(6, address(3), &segment));
+        self.gateway.handle_owned_frame(self.now, DATA_VALID, packet(6, address(3), &segment).into());
     }
 
     fn with(&mut self, n: u8, act: impl FnOnce(&mut Gateway, FlowId)) {

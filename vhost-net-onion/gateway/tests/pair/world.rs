@@ -288,7 +288,12 @@ impl World {
                 self.device.received.extend(driver::receive(&self.driver, offload, &frame));
                 self.seen.push(frame);
             } else {
-                self.gateway.handle_frame(self.now, offload, &frame);
+                // Whether a frame may be kept must make no difference.
+                if frame.len().is_multiple_of(2) {
+                    self.gateway.handle_owned_frame(self.now, offload, frame.into());
+                } else {
+                    self.gateway.handle_frame(self.now, offload, &frame);
+                }
                 self.pump();
             }
         }
