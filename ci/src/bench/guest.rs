@@ -31,8 +31,8 @@ const DONE: &str = "guest-done ";
 /// A guest that runs.
 pub(super) struct Guest {
     child: Child,
-    /// The console; closed for the guest to end.
-    input: Option<ChildStdin>,
+    /// The console.
+    input: ChildStdin,
     lines: Receiver<String>,
 }
 
@@ -55,7 +55,7 @@ impl Guest {
             .stderr(log)
             .spawn()
             .context("cannot start User Mode Linux")?;
-        let input = child.stdin.take();
+        let input = child.stdin.take().context("the guest has no console")?;
         let output = child.stdout.take().context("the guest has no console")?;
         let (tell, lines) = mpsc::channel();
         thread::spawn(move || {
@@ -75,8 +75,7 @@ impl Guest {
     /// # Errors
     /// When it fails, or takes longer than `limit`.
     pub(super) fn run(&mut self, line: &str, limit: Duration) -> Result<String> {
-        let input = self.input.as_mut().context("the guest has no console")?;
-        input.write_all(format!("{line}\n").as_bytes()).context("the guest is gone")?;
+        self.input.write_all(format!("{line}\n").as_bytes()).context("the guest is gone")?;
         self.answer(limit).with_context(|| format!("in the guest: {line}"))
     }
 
@@ -98,10 +97,9 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // A kernel that is killed may leave processes behind; one that is asked does not.
-        if let Some(mut input) = self.input.take() {
-            let _ = input.write_all(b"/bin/busybox poweroff -f\n");
-        }
+        // A kernel that is killed may leave processes behind; one that is asked does not. The console stays open: its end
+        // would overtake the line.
+        let _ = self.input.write_all(b"/bin/busybox poweroff -f\n");
         let end = Instant::now() + END_TIME;
         while Instant::now() < end {
             if !matches!(self.child.try_wait(), Ok(None)) {

@@ -86,8 +86,8 @@ impl FrontEnd {
 
     /// Ends it.
     pub(crate) fn stop(&mut self) {
-        // Both end at a line, and testpmd at the end of its input too. It fails for one that has ended.
-        if let Some(mut input) = self.child.stdin.take() {
+        // Both end at a line; the end of their input would overtake it. It fails for one that has ended.
+        if let Some(input) = &mut self.child.stdin {
             let _ = input.write_all(b"\n");
         }
         let end = Instant::now() + self.end_time;
