@@ -19,8 +19,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{cache, origin, world::appliance::said};
 
-/// What such a VM is told to have; it takes only what it touches.
-pub(crate) const MEMORY_MIB: u32 = 1024;
 /// Of which the packages take a third; the file is as large as what is in it.
 const DISK_MIB: u32 = 2048;
 const KEPT: [&str; 2] = ["disk.ext4", "tree.tar"];
