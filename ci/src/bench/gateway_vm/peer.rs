@@ -10,11 +10,7 @@
 //! own socket networks do not), the kernel serves the rings where it has vhost-net, packets are routed outward without
 //! address translation, and the gateway VM's memory is not shared with anybody. All of this is gone with the namespaces.
 
-use std::{
-    fs,
-    path::Path,
-    time::SystemTime,
-};
+use std::{fs, path::Path, time::SystemTime};
 
 use anyhow::{Context as _, Result};
 
@@ -95,9 +91,10 @@ fn forward(netns: &Netns) -> Result<()> {
 
 /// QEMU's arguments for a NIC at a tap.
 fn nic(index: usize, tap: &str) -> [String; 4] {
+    let vhost = if Path::new("/dev/vhost-net").exists() { "on" } else { "off" };
     [
         "-netdev".into(),
-        format!("tap,id=net{index},ifname={tap},script=no,downscript=no,vhost=on"),
+        format!("tap,id=net{index},ifname={tap},script=no,downscript=no,vhost={vhost}"),
         "-device".into(),
         format!("virtio-net-pci,netdev=net{index},mac=52:54:00:12:34:{index:02x}"),
     ]
