@@ -1,3 +1,4 @@
+#!/bin/sh
 # Makes a Debian guest the peer's gateway, as Whonix has it: eth0 is outward, eth1 inward. All TCP that comes from inside
 # goes to tor's TransPort and all questions for names to its DNSPort; nothing is forwarded, and tor alone may go out.
 # Run by the guest shell, with NOW and TORRC set.
