@@ -36,15 +36,26 @@ pub(crate) struct Spec<'a> {
     pub(crate) dir: &'a Path,
     /// What attaches its NIC, and describes its memory.
     pub(crate) attach: Vec<String>,
-    /// A disk with Debian's root file system ([`debian`]), which stays as it is: what the VM writes is gone with it. Without a disk
-    /// it has busybox alone.
-    pub(crate) disk: Option<&'a Path>,
+    /// Without a disk it has busybox alone.
+    pub(crate) disk: Option<Disk<'a>>,
     /// The namespace QEMU runs in, if not this program's own.
     pub(crate) netns: Option<&'a Netns>,
     /// Whether it outlives this program.
     pub(crate) lifetime: Lifetime,
     /// The directory with the ledger.
     pub(crate) ledger: &'a Path,
+}
+
+/// A disk with Debian's root file system ([`debian`]), and what goes with it.
+#[derive(Clone, Copy)]
+pub(crate) struct Disk<'a> {
+    /// Its file, which stays as it is: what the VM writes is gone with the VM.
+    pub(crate) file: &'a Path,
+    /// The size of such a VM.
+    pub(crate) memory_mib: u32,
+    /// Modules of the kernel that it may load, beside those of the NIC and the disk: it finds their names, and those of
+    /// the ones they need, in `/run/modules/more`, in the order in which they can be loaded.
+    pub(crate) modules: &'a [&'a str],
 }
 
 /// An application VM that runs; dropping it ends it.
@@ -127,13 +138,15 @@ fn console_log(dir: &Path, name: &str) -> PathBuf {
 }
 
 fn machine(spec: &Spec<'_>, socket: &Path) -> Result<Machine> {
-    let initramfs = spec.dir.join(if spec.disk.is_some() { "app-vm-disk.cpio" } else { "app-vm.cpio" });
+    // Those without a disk have all the same.
+    let initramfs = spec.disk.map_or("app-vm.cpio".into(), |_| format!("{}.cpio", spec.name));
+    let initramfs = spec.dir.join(initramfs);
     if !initramfs.exists() {
         let new = spec.dir.join(format!("{}.cpio.new", spec.name));
-        initramfs::write(&new, spec.disk.is_some())?;
+        initramfs::write(&new, spec.disk.map(|disk| disk.modules))?;
         fs::rename(&new, &initramfs).context("cannot rename the initramfs")?;
     }
-    let memory_mib = if spec.disk.is_some() { debian::MEMORY_MIB } else { MEMORY_MIB };
+    let memory_mib = spec.disk.map_or(MEMORY_MIB, |disk| disk.memory_mib);
     let mut machine = Machine::new(format!("app-{}", spec.name), memory_mib, accelerator()?);
     machine.kernel = Some(Kernel {
         image: cache::cloud_kernel()?,
@@ -146,7 +159,7 @@ fn machine(spec: &Spec<'_>, socket: &Path) -> Result<Machine> {
         ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=shell"].map(String::from).to_vec();
     extra.splice(0..0, ["-chardev".into(), shell]);
     if let Some(disk) = spec.disk {
-        let drive = format!("if=none,id=root,format=raw,snapshot=on,file={}", escaped(disk));
+        let drive = format!("if=none,id=root,format=raw,snapshot=on,file={}", escaped(disk.file));
         extra.extend(["-drive".into(), drive, "-device".into(), "virtio-blk-pci,drive=root".into()]);
     }
     machine.memory = if spec.attach.is_empty() { Memory::Memfd } else { Memory::Elsewhere };

@@ -9,8 +9,11 @@
 //! | `bench embedded` | `embedded_first_byte`, `embedded_rate`: the router program on the host | [`path`] |
 //! | `bench gateway` | `gateway_…`: the path without Tor, against passt | [`gateway`] |
 //! | `bench flows` | `flows_…`: what open flows cost | [`flows`] |
+//! | `bench gateway-vm` | `gateway_vm_…`: a VM behind ours, against one behind a gateway VM with C tor | [`gateway_vm`] |
 //! | `bench tor` | `tor_…`: bulk downloads, against C tor's SOCKS and TransPort | [`tor`] |
 //! | `bench pps` | `pps_…`: packets per second of the port | [`pps`] |
+//!
+//! `bench all` is every one.
 //!
 //! Figures go to stdout and nothing else does ([`crate::figures`]); what happens meanwhile goes to stderr. A figure
 //! that cannot be had is a line that says why, and the next one is taken: one broken peer hides nothing else.
@@ -20,6 +23,7 @@ mod boot;
 mod c_tor;
 mod flows;
 mod gateway;
+mod gateway_vm;
 mod generators;
 mod guest;
 mod iperf;
@@ -28,7 +32,12 @@ mod path;
 mod pps;
 mod tor;
 
-use std::{borrow::Cow, fs, path::PathBuf, time::Duration};
+use std::{
+    borrow::Cow,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -36,7 +45,11 @@ use crate::{
     cache,
     figures::{Better, Figure, Samples},
     processes::Lifetime,
-    world::{World, appliance},
+    world::{
+        World,
+        appliance::{self, Appliance},
+        interruption,
+    },
 };
 
 /// Options of `cargo ci bench`.
@@ -60,6 +73,8 @@ enum What {
     Embedded,
     /// The path without Tor, against passt.
     Gateway,
+    /// A VM behind the router VM, against one behind a gateway VM with C tor; needs root.
+    GatewayVm,
     /// What open flows cost the gateway.
     Flows,
     /// Bulk downloads through Tor, against C tor.
@@ -83,6 +98,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) fn run(args: &Args) -> Result<()> {
     let dir = appliance::exclusive_dir("bench")?;
     clear(&dir)?;
+    let to_end = dir.clone();
+    interruption::on_signal(move || end_appliances(&to_end))?;
     let wanted = |what| args.what == what || args.what == What::All;
     let mut failed = vec![];
     let mut take = |name: &'static str, done: Result<()>| {
@@ -111,6 +128,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             take("tor", tor::run(&dir.join("tor"), &world, args.runs));
         }
     }
+    if wanted(What::GatewayVm) {
+        take("gateway-vm", gateway_vm::run(&dir.join("gateway-vm"), args.runs));
+    }
     if wanted(What::Gateway) {
         take("gateway", gateway::run(&dir.join("gateway"), args.runs));
     }
@@ -124,6 +144,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("{} could not be measured; the logs are in {}", failed.join(" and "), dir.display());
     }
     clear(&dir)
+}
+
+/// All else that is started ends with this program.
+fn end_appliances(dir: &Path) {
+    let benches = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    benches.filter(|bench| bench.join("run").exists()).for_each(|bench| Appliance::in_dir(&bench).down());
 }
 
 fn clear(dir: &PathBuf) -> Result<()> {

@@ -171,13 +171,27 @@ impl Drop for Process {
     }
 }
 
-fn cpu(pid: u32) -> Result<Duration> {
+/// The CPU time of any process; see [`Process::cpu`].
+///
+/// # Errors
+/// When it has ended.
+pub(crate) fn cpu(pid: u32) -> Result<Duration> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} is gone"))?;
     let nanoseconds = tasks.flatten().filter_map(|task| {
         let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
         text.split(' ').next()?.parse::<u64>().ok()
     });
     Ok(Duration::from_nanos(nanoseconds.sum()))
+}
+
+/// How much of a process's memory is in RAM, in KiB.
+///
+/// # Errors
+/// When it has ended.
+pub(crate) fn resident_kib(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid} is gone"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a process without memory")?;
+    line.trim().trim_end_matches(" kB").parse().with_context(|| format!("a size was expected: {line:?}"))
 }
 
 /// Ends every process of the ledger in `dir` that still runs, and forgets the ledger. Returns how many it ended.
@@ -279,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cpu_time_of_a_process_grows_with_its_work() {
+    fn the_cpu_time_of_a_process_grows_with_its_work_and_it_has_memory() {
         let dir = tempfile::tempdir().unwrap();
         let argv = ["sh", "-c", "while :; do :; done"].map(String::from).into();
         let process = Plan { argv, ..plan(dir.path(), Lifetime::Ours) }.spawn().unwrap();
@@ -289,8 +303,9 @@ mod tests {
             assert!(Instant::now() < end, "no CPU time is counted");
             thread::yield_now();
         }
+        assert!(resident_kib(process.pid()).unwrap() > 0);
         drop(process);
-        assert!(cpu(u32::MAX).is_err());
+        assert!(cpu(u32::MAX).is_err() && resident_kib(u32::MAX).is_err());
     }
 
     #[test]

@@ -19,8 +19,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{cache, origin, world::appliance::said};
 
-/// What such a VM is told to have; it takes only what it touches.
-pub(crate) const MEMORY_MIB: u32 = 1024;
 /// Of which the packages take a third; the file is as large as what is in it.
 const DISK_MIB: u32 = 2048;
 const KEPT: [&str; 2] = ["disk.ext4", "tree.tar"];
@@ -63,7 +61,7 @@ impl Debian {
         if !dir.is_dir() {
             let new = dir.with_extension("new");
             let began = Instant::now();
-            println!("making a Debian root file system in {} (one or two minutes)", dir.display());
+            eprintln!("making a Debian root file system in {} (one or two minutes)", dir.display());
             if new.exists() {
                 fs::remove_dir_all(&new).with_context(|| format!("cannot remove {}", new.display()))?;
             }
@@ -74,7 +72,7 @@ impl Debian {
                 chown(path, Some(owner.uid()), Some(owner.gid()))?;
             }
             fs::rename(&new, &dir).with_context(|| format!("cannot make {}", dir.display()))?;
-            println!("it took {:.0} s", began.elapsed().as_secs_f64());
+            eprintln!("it took {:.0} s", began.elapsed().as_secs_f64());
         }
         Ok(dir.join(file))
     }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# PID 1 of an application VM with Debian's programs: no service manager, but Debian's own DHCP client, which asks for
-# IPv4 and IPv6 alike, and the guest shell.
+# PID 1 of a VM with Debian's programs: no service manager, but Debian's own DHCP client, where it is installed, which
+# asks for IPv4 and IPv6 alike, and the guest shell.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
@@ -17,5 +17,5 @@ lease() {
 	ip -brief address show dev eth0 >/tmp/lease
 	send lease 0 /tmp/lease
 }
-lease &
+command -v dhcpcd >/dev/null && lease &
 serve

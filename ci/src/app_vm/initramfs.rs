@@ -14,8 +14,9 @@ use cpio::newc;
 
 use crate::cache;
 
-/// Writes the initramfs to `path`; with `disk`, of a VM that goes on with what is on its disk.
-pub(crate) fn write(path: &Path, disk: bool) -> Result<()> {
+/// Writes the initramfs to `path`: of a VM with busybox alone, or of one that goes on with what is on its disk, where it
+/// may load `more` modules.
+pub(crate) fn write(path: &Path, more: Option<&[&str]>) -> Result<()> {
     let mut archive = Archive { bytes: Vec::new(), inode: 0 };
     for dir in ["bin", "sbin", "usr", "usr/bin", "usr/sbin", "etc", "modules", "proc", "sys", "dev", "tmp", "run"] {
         archive.entry(dir, DIRECTORY | 0o755, &[])?;
@@ -27,28 +28,24 @@ pub(crate) fn write(path: &Path, disk: bool) -> Result<()> {
     archive.entry("bin/busybox", FILE | 0o755, &busybox()?)?;
     let modules_dir = cache::cloud_kernel_modules()?;
     let mut seen = BTreeSet::new();
-    for wanted in ["virtio_net"].into_iter().chain(disk.then_some("virtio_blk")) {
+    for wanted in ["virtio_net"].into_iter().chain(more.map(|_| "virtio_blk")) {
         for (name, module) in modules(&modules_dir, wanted, &mut seen)? {
             archive.entry(&format!("modules/{name}.ko"), FILE | 0o644, &module)?;
         }
     }
-    if disk {
-        // In the order in which they can be loaded.
-        let mut bad_network = String::new();
-        for wanted in BAD_NETWORK {
+    if let Some(more) = more {
+        let mut names = String::new();
+        for wanted in more {
             for (name, module) in modules(&modules_dir, wanted, &mut seen)? {
                 archive.entry(&format!("modules/{name}.ko"), FILE | 0o644, &module)?;
-                bad_network += &format!("{name}\n");
+                names += &format!("{name}\n");
             }
         }
-        archive.entry("modules/bad-network", FILE | 0o644, bad_network.as_bytes())?;
+        archive.entry("modules/more", FILE | 0o644, names.as_bytes())?;
     }
     let bytes = newc::trailer(archive.bytes).context("cannot end the archive")?;
     fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
-
-/// What loses, repeats, delays and reorders packets in both directions (tc-netem(8)).
-const BAD_NETWORK: [&str; 5] = ["sch_netem", "ifb", "sch_ingress", "cls_matchall", "act_mirred"];
 
 /// File types (inode(7)).
 const FILE: u32 = 0o100_000;

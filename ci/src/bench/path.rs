@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use super::{
     PATIENCE,
@@ -120,30 +120,36 @@ pub(super) fn first_page(vm: &AppVm, time_max: Duration) -> Result<()> {
     }
 }
 
-fn url(path: &str) -> String {
+/// The address of a path of the origin, by name.
+pub(super) fn url(path: &str) -> String {
     format!("http://origin.test:{ORIGIN_PORT}{path}")
 }
 
 /// Fetches a path of the origin in the VM.
-fn fetch_in(vm: &AppVm, path: &str, time_max: Duration) -> Result<Fetch> {
-    // `read` is the shell's own, so reading the clock starts no program. Line 3 is "now at N nsecs".
+pub(super) fn fetch_in(vm: &AppVm, path: &str, time_max: Duration) -> Result<Fetch> {
     let script = format!(
-        "now() {{ {{ read -r _; read -r _; read -r _ _ ns _; }} </proc/timer_list; echo $ns; }}\n\
-         now\n\
+        "{NOW}now\n\
          {{ wget -q -O - {} && echo >/tmp/.fetched; }} | {{ head -c 1 >/dev/null; now; cat >/dev/null; now; }}\n\
          rm /tmp/.fetched\n",
         url(path)
     );
     let said = vm.run(&script, time_max)?.ok().with_context(|| format!("the VM does not get {path}"))?;
-    times(&said).with_context(|| format!("the VM printed {said:?}"))
+    let [before, first, after] = clock(&said)?;
+    Ok(Fetch { first_byte: first - before, whole: after - before })
 }
 
-/// Three lines: the kernel's clock before, at the first byte, and after, in nanoseconds.
-fn times(said: &str) -> Result<Fetch> {
-    let times: Vec<u64> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();
-    let [before, first, after] = times[..] else { bail!("three times were expected") };
-    let since = |at: u64| at.checked_sub(before).map(Duration::from_nanos).context("the VM's clock goes backwards");
-    Ok(Fetch { first_byte: since(first)?, whole: since(after)? })
+/// A function of the VM's shell that prints the kernel's clock. `read` is the shell's own, so reading the clock starts no
+/// program. Line 3 is "now at N nsecs".
+pub(super) const NOW: &str = "now() { { read -r _; read -r _; read -r _ _ ns _; } </proc/timer_list; echo $ns; }\n";
+
+/// What `now` printed, `N` times: lines of nanoseconds since the VM's boot.
+///
+/// # Errors
+/// When it is something else, or the clock goes backwards.
+pub(super) fn clock<const N: usize>(said: &str) -> Result<[Duration; N]> {
+    let times: Vec<_> = said.lines().filter_map(|line| line.trim().parse().ok()).map(Duration::from_nanos).collect();
+    let times = <[Duration; N]>::try_from(times).ok().filter(|times| times.is_sorted());
+    times.with_context(|| format!("{N} times in order were expected, the VM printed {said:?}"))
 }
 
 #[cfg(test)]
@@ -152,9 +158,8 @@ mod tests {
 
     #[test]
     fn the_clock_of_a_vm_is_read() {
-        let fetch = times("1000\n5000\n901000\n").unwrap();
-        assert_eq!((fetch.first_byte, fetch.whole), (Duration::from_nanos(4000), Duration::from_micros(900)));
-        assert!(times("1000\n5000\n").is_err());
-        assert!(times("5000\n1000\n2000\n").is_err());
+        assert_eq!(clock("1000\n5000\n901000\n").unwrap(), [1, 5, 901].map(Duration::from_micros));
+        assert!(clock::<3>("1000\n5000\n").is_err());
+        assert!(clock::<3>("5000\n1000\n2000\n").is_err());
     }
 }

@@ -13,11 +13,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::{LEASE_TIME, Stage, Tests};
 use crate::{
-    app_vm::{
-        Answer, AppVm, Spec,
-        debian::{self, Debian},
-        shell::quoted,
-    },
+    app_vm::{Answer, AppVm, Disk, Spec, debian::Debian, shell::quoted},
     origin,
     processes::Lifetime,
 };
@@ -69,6 +65,10 @@ const DEBIAN: Debian = Debian {
     ],
 };
 const VM: &str = "debian";
+/// What the guest is told to have; it takes only what it touches.
+const MEMORY_MIB: u32 = 1024;
+/// What loses, repeats, delays and reorders packets in both directions (tc-netem(8)).
+const BAD_NETWORK: [&str; 5] = ["sch_netem", "ifb", "sch_ingress", "cls_matchall", "act_mirred"];
 /// Emulated, and beside everything else: what takes seconds on a quiet machine may take a minute.
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -98,8 +98,8 @@ fn start(stage: &Stage<'_>) -> Result<Guest> {
     let vm = AppVm::start(Spec {
         name: VM,
         dir: &stage.dir,
-        attach: stage.appliance.attach_sized(VM, debian::MEMORY_MIB)?,
-        disk: Some(&disk),
+        attach: stage.appliance.attach_sized(VM, MEMORY_MIB)?,
+        disk: Some(Disk { file: &disk, memory_mib: MEMORY_MIB, modules: &BAD_NETWORK }),
         netns: stage.world.host(),
         lifetime: Lifetime::Ours,
         ledger: &stage.dir,
@@ -317,7 +317,7 @@ fn no_frame_of_the_programs_was_lost(stage: &mut Stage<'_>) -> Result<String> {
 fn linux_tcp_gets_through_a_bad_network(stage: &mut Stage<'_>) -> Result<String> {
     let seen = guest(stage).and_then(|guest| {
         guest.said(
-            "for module in $(cat /run/modules/bad-network); do /run/busybox insmod /run/modules/$module.ko; done;
+            "for module in $(cat /run/modules/more); do /run/busybox insmod /run/modules/$module.ko; done;
              ip link show ifb0 >/dev/null 2>&1 || ip link add ifb0 type ifb; ip link set ifb0 up;
              ip link set eth0 gso_max_segs 1;
              tc qdisc add dev eth0 ingress;
@@ -400,7 +400,7 @@ mod tests {
                 name: "alone",
                 dir: dir.path(),
                 attach: Vec::new(),
-                disk: Some(&disk),
+                disk: Some(Disk { file: &disk, memory_mib: MEMORY_MIB, modules: &[] }),
                 netns: None,
                 lifetime: Lifetime::Ours,
                 ledger: dir.path(),
