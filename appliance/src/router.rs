@@ -108,7 +108,7 @@ impl Router {
     async fn execute(&mut self, command: ToRouter, control: &mut Control) -> Result<(), Ended> {
         let done = match command {
             ToRouter::Configure { network } => self.configure(network).await?,
-            ToRouter::Attach { vm, link_port, optimistic } => self.attach(vm, Terms { link_port, optimistic }),
+            ToRouter::Attach { vm, link_port, options } => self.attach(vm, Terms { link_port, options }),
             ToRouter::Detach { vm } => {
                 self.vms.remove(&vm);
                 self.latest.forget(&vm);

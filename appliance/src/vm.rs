@@ -13,7 +13,7 @@ use vhost_net_onion::{
 };
 use wire::{
     VmName,
-    control::{FromRouter, VmUsage},
+    control::{FromRouter, VmOptions, VmUsage},
     hello::{Hello, Role},
 };
 
@@ -31,8 +31,8 @@ const RESTART: Duration = Duration::from_secs(1);
 pub(crate) struct Terms {
     /// The vsock port of its link.
     pub(crate) link_port: u32,
-    /// Whether its connections are answered before the far end has accepted.
-    pub(crate) optimistic: bool,
+    /// How else.
+    pub(crate) options: VmOptions,
 }
 
 /// A VM that is being served. Dropping it ends its streams.
@@ -75,7 +75,7 @@ impl Drop for AttachedVm {
 pub(crate) fn attach(vm: VmName, terms: Terms, onion: &Onion, reports: mpsc::Sender<FromRouter>) -> AttachedVm {
     let stats = Arc::new(Stats::default());
     // Outlives a session that crashed, as do its circuits.
-    let client = onion.vm_client(terms.optimistic);
+    let client = onion.vm_client(terms.options.optimistic);
     client.prepare();
     let link_is_dead = Arc::<Notify>::default();
     let served = Vm {
@@ -116,7 +116,8 @@ impl Vm {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).expect("the kernel has randomness once user space runs");
         let egress = TorEgress::new(self.client.clone(), self.observer());
-        let config = Config { optimistic: self.terms.optimistic, ..Config::default() };
+        let VmOptions { optimistic, resolve } = self.terms.options;
+        let config = Config { optimistic, resolve, ..Config::default() };
         let mut session = Session::new(egress, config, seed, Arc::clone(&self.stats));
         let (ours, theirs) =
             (Hello::for_vm(Role::Router, self.name.clone()), Hello::for_vm(Role::Port, self.name.clone()));

@@ -8,6 +8,7 @@
 //! | [`reach`] | what a VM reaches, what it is refused, and how |
 //! | [`transfers`] | many, and large |
 //! | [`embedded`] | the router program without a router VM |
+//! | [`resolves`] | a VM whose names are resolved |
 //! | [`programs`] | real programs in a Debian guest |
 //! | [`apart`] | VMs share no circuit, and take several; no VM reaches another |
 //! | [`promise_one`] | no packet of a VM in a kernel's network stack; only relays are spoken to |
@@ -26,6 +27,7 @@ mod kills;
 mod programs;
 mod promise_one;
 mod reach;
+mod resolves;
 mod sockets;
 mod transfers;
 
@@ -95,6 +97,7 @@ fn all() -> Vec<Test> {
         transfers::TESTS,
         apart::TESTS,
         embedded::TESTS,
+        resolves::TESTS,
         programs::TESTS,
         promise_one::WHILE_RUNNING,
         kills::TESTS,

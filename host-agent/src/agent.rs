@@ -24,7 +24,10 @@ use tokio::{
     sync::watch,
     task::{AbortHandle, JoinHandle},
 };
-use wire::{CONTROL_PORT, UPLINK_PORT, VmName, control::ToRouter};
+use wire::{
+    CONTROL_PORT, UPLINK_PORT, VmName,
+    control::{ToRouter, VmOptions},
+};
 
 use crate::{
     children::Children,
@@ -173,19 +176,19 @@ impl Agent {
                 Ok(port) => drop(ports.insert(name.clone(), port)),
                 Err(error) => self.shared.model().failure(format!("VM {name} has no port: {}", words(&error))),
             }
-            self.shared.model().vm_added(name.clone(), vm.optimistic);
+            self.shared.model().vm_added(name.clone(), vm.options);
         }
         self.publish(table);
     }
 
-    /// Adds a VM and starts its port. If `optimistic`, its connections are answered before the far end has accepted.
+    /// Adds a VM and starts its port.
     ///
     /// # Errors
     /// When the name is taken, the table full, or the sockets cannot be had; nothing has changed then.
-    pub async fn add_vm(&self, vm: VmName, optimistic: bool) -> Result<VmStatus, AgentError> {
+    pub async fn add_vm(&self, vm: VmName, options: VmOptions) -> Result<VmStatus, AgentError> {
         let mut ports = self.changing.lock().await;
         let mut table = self.table().clone();
-        let link_port = table.add(vm.clone(), optimistic)?;
+        let link_port = table.add(vm.clone(), options)?;
         let port = self.start_port(&vm, link_port)?;
         if let Err(error) = table.save(&self.settings.state.vms()) {
             port.end().await;
@@ -193,10 +196,12 @@ impl Agent {
             return Err(error.into());
         }
         ports.insert(vm.clone(), port);
-        self.shared.model().vm_added(vm.clone(), optimistic);
+        self.shared.model().vm_added(vm.clone(), options);
         self.publish(table);
         let socket = self.settings.run.vm_socket(&vm)?.display().to_string();
-        Ok(VmStatus { name: vm.to_string(), link_up: false, port_pid: None, socket, optimistic, usage: None })
+        let VmOptions { optimistic, resolve } = options;
+        let name = vm.to_string();
+        Ok(VmStatus { name, link_up: false, port_pid: None, socket, optimistic, resolve, usage: None })
     }
 
     /// Removes a VM: the router stops serving it, its port ends, its sockets go.

@@ -20,7 +20,7 @@ use axum::{
 use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
-use wire::VmName;
+use wire::{VmName, control::VmOptions};
 
 use crate::{
     agent::Agent,
@@ -95,8 +95,9 @@ async fn vm_add(
     body: Result<Json<Object<NewVm>>, JsonRejection>,
 ) -> Answer<(StatusCode, Json<VmStatus>)> {
     let Json(Object(new)) = body?;
+    let options = VmOptions { optimistic: new.optimistic, resolve: new.resolve };
     // A task of its own: a client that hangs up must not leave half of it done.
-    let added = tokio::spawn(async move { agent.add_vm(new.name, new.optimistic).await }).await??;
+    let added = tokio::spawn(async move { agent.add_vm(new.name, options).await }).await??;
     Ok((StatusCode::CREATED, Json(added)))
 }
 

@@ -91,6 +91,10 @@ enum Vm {
         /// Answer its connections at once, before the far end has accepted: sooner, but one that fails is reset later.
         #[arg(long)]
         optimistic: bool,
+        /// Have the names that it asks for resolved, so that it sees real addresses, and at once which names do not exist.
+        /// Slower; a name and a connection may see different exits.
+        #[arg(long)]
+        resolve: bool,
         #[command(flatten)]
         places: Places,
     },
@@ -165,8 +169,8 @@ impl Oht {
             What::Doctor { options } => return Ok(u8::from(!doctor::doctor(*options, config, json).await?)),
             What::Circuits { vm, places } => vm::circuits(&client(places)?, vm.as_ref(), json).await?,
             What::Vm { what } => match what {
-                Vm::Add { name, optimistic, places } => {
-                    vm::add(&client(places)?, NewVm { name, optimistic }, json).await?;
+                Vm::Add { name, optimistic, resolve, places } => {
+                    vm::add(&client(places)?, NewVm { name, optimistic, resolve }, json).await?;
                 }
                 Vm::Rm { name, places } => vm::remove(&client(places)?, &name, json).await?,
                 Vm::List(places) => vm::list(&client(places)?, json).await?,

@@ -120,7 +120,15 @@ mod tests {
     use crate::status::{AgentStatus, ProcessStatus, RouterStatus, TorStatus, VmStatus};
 
     fn vm(name: &str, usage: Option<VmUsage>) -> VmStatus {
-        VmStatus { name: name.into(), link_up: true, port_pid: None, socket: String::new(), optimistic: false, usage }
+        VmStatus {
+            name: name.into(),
+            link_up: true,
+            port_pid: None,
+            socket: String::new(),
+            optimistic: false,
+            resolve: false,
+            usage,
+        }
     }
 
     fn status() -> Status {

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wire::{VmName, control::FromRouter};
+use wire::{
+    VmName,
+    control::{FromRouter, VmOptions},
+};
 
 use crate::{
     paths::RunDir,
@@ -68,7 +71,7 @@ pub struct Router {
 #[derive(Debug, Default)]
 struct Vm {
     link_up: bool,
-    optimistic: bool,
+    options: VmOptions,
     usage: Option<VmUsage>,
 }
 
@@ -147,8 +150,8 @@ impl Model {
     }
 
     /// A VM was added.
-    pub fn vm_added(&mut self, vm: VmName, optimistic: bool) {
-        self.vms.insert(vm, Vm { optimistic, ..Vm::default() });
+    pub fn vm_added(&mut self, vm: VmName, options: VmOptions) {
+        self.vms.insert(vm, Vm { options, ..Vm::default() });
     }
 
     /// A VM was removed.
@@ -266,7 +269,8 @@ impl Model {
             link_up: vm.link_up,
             port_pid: self.processes.get(&format!("port:{name}")).and_then(|port| port.running).map(|(pid, _)| pid),
             socket: run.vm(name).join("net.sock").display().to_string(),
-            optimistic: vm.optimistic,
+            optimistic: vm.options.optimistic,
+            resolve: vm.options.resolve,
             usage: vm.usage.clone(),
         };
         self.vms.iter().map(status).collect()
@@ -316,8 +320,8 @@ mod tests {
     fn circuits_are_counted_bounded_and_gone_with_their_vm_and_router() {
         let mut model = Model::default();
         let now = Instant::now();
-        model.vm_added(vm("a"), false);
-        model.vm_added(vm("b"), false);
+        model.vm_added(vm("a"), VmOptions::default());
+        model.vm_added(vm("b"), VmOptions::default());
         for message in [stream("a", "1"), stream("b", "2"), stream("a", "1"), stream("stranger", "3")] {
             model.router_says(message, now, 7);
         }
@@ -337,7 +341,7 @@ mod tests {
     #[test]
     fn usage_is_bounded_kept_for_known_vms_and_gone_with_the_program() {
         let mut model = Model::default();
-        model.vm_added(vm("a"), true);
+        model.vm_added(vm("a"), VmOptions { optimistic: true, resolve: false });
         let mut drops: BTreeMap<String, u64> = (0..200).map(|i| (format!("reason_{i:03}"), i)).collect();
         drops.insert("a \"quote\"\n".into(), 1);
         drops.insert("a".repeat(1000), 1);

@@ -118,6 +118,8 @@ pub struct VmStatus {
     pub socket: String,
     /// Whether its connections are answered before the far end has accepted.
     pub optimistic: bool,
+    /// Whether the names that it asks for are resolved.
+    pub resolve: bool,
     /// What it uses and has used; none until the router has said it, which it does every few seconds.
     pub usage: Option<VmUsage>,
 }
@@ -166,6 +168,10 @@ pub struct NewVm {
     /// Whether its connections are to be answered before the far end has accepted: sooner, and not always true.
     #[serde(default)]
     pub optimistic: bool,
+    /// Whether the names that it asks for are to be resolved by exits, instead of getting made-up addresses: for programs
+    /// that must see real ones. Slower, and an exit that resolves a name may not be the one that connects.
+    #[serde(default)]
+    pub resolve: bool,
 }
 
 /// What attaches a VM.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use wire::{LINK_PORT_FIRST, VMS_MAX, VmName};
+use wire::{LINK_PORT_FIRST, VMS_MAX, VmName, control::VmOptions};
 
 use crate::paths::write_atomically;
 
@@ -22,8 +22,8 @@ pub type Vms = BTreeMap<VmName, Vm>;
 pub struct Vm {
     /// The vsock port of its link.
     pub link_port: u32,
-    /// Whether its connections are answered before the far end has accepted.
-    pub optimistic: bool,
+    /// How else.
+    pub options: VmOptions,
 }
 
 /// The VMs and how they are served.
@@ -73,9 +73,11 @@ struct Document {
 struct Entry {
     name: VmName,
     link_port: u32,
-    // Files from before there was a choice have no such field.
+    // Files from before there was a choice have no such fields.
     #[serde(default)]
     optimistic: bool,
+    #[serde(default)]
+    resolve: bool,
 }
 
 impl VmTable {
@@ -83,13 +85,13 @@ impl VmTable {
     ///
     /// # Errors
     /// When the name is taken or the table full.
-    pub fn add(&mut self, vm: VmName, optimistic: bool) -> Result<u32, VmError> {
+    pub fn add(&mut self, vm: VmName, options: VmOptions) -> Result<u32, VmError> {
         if self.0.contains_key(&vm) {
             return Err(VmError::Exists(vm));
         }
         let taken: BTreeSet<u32> = self.0.values().map(|vm| vm.link_port).collect();
         let link_port = link_ports().find(|port| !taken.contains(port)).ok_or(VmError::Full)?;
-        self.0.insert(vm, Vm { link_port, optimistic });
+        self.0.insert(vm, Vm { link_port, options });
         Ok(link_port)
     }
 
@@ -124,11 +126,11 @@ impl VmTable {
         }
         let mut ports = BTreeSet::new();
         let mut table = VmTable::default();
-        for Entry { name, link_port, optimistic } in document.vms {
+        for Entry { name, link_port, optimistic, resolve } in document.vms {
             if !link_ports().contains(&link_port) || !ports.insert(link_port) {
                 return Err(wrong(format!("{name} has the link port {link_port}, which is no free one")));
             }
-            if table.0.insert(name.clone(), Vm { link_port, optimistic }).is_some() {
+            if table.0.insert(name.clone(), Vm { link_port, options: VmOptions { optimistic, resolve } }).is_some() {
                 return Err(wrong(format!("{name} stands there twice")));
             }
         }
@@ -143,7 +145,8 @@ impl VmTable {
         let entry = |(name, vm): (&VmName, &Vm)| Entry {
             name: name.clone(),
             link_port: vm.link_port,
-            optimistic: vm.optimistic,
+            optimistic: vm.options.optimistic,
+            resolve: vm.options.resolve,
         };
         let vms = self.0.iter().map(entry).collect();
         let json = serde_json::to_vec_pretty(&Document { version: 1, vms });
@@ -167,22 +170,22 @@ mod tests {
     #[test]
     fn ports_are_the_lowest_free_ones_and_stay() {
         let mut table = VmTable::default();
-        assert_eq!(table.add(name("a"), false).unwrap(), 2048);
-        assert_eq!(table.add(name("b"), false).unwrap(), 2049);
-        assert!(matches!(table.add(name("a"), false), Err(VmError::Exists(_))));
+        assert_eq!(table.add(name("a"), VmOptions::default()).unwrap(), 2048);
+        assert_eq!(table.add(name("b"), VmOptions::default()).unwrap(), 2049);
+        assert!(matches!(table.add(name("a"), VmOptions::default()), Err(VmError::Exists(_))));
         assert_eq!(table.remove(&name("a")).unwrap(), 2048);
         assert!(matches!(table.remove(&name("a")), Err(VmError::Unknown(_))));
         assert_eq!(table.all()[&name("b")].link_port, 2049);
-        assert_eq!(table.add(name("c"), false).unwrap(), 2048);
+        assert_eq!(table.add(name("c"), VmOptions::default()).unwrap(), 2048);
     }
 
     #[test]
     fn there_is_a_last_vm() {
         let mut table = VmTable::default();
         for i in 0..VMS_MAX {
-            table.add(name(&format!("vm{i}")), false).unwrap();
+            table.add(name(&format!("vm{i}")), VmOptions::default()).unwrap();
         }
-        assert!(matches!(table.add(name("more"), false), Err(VmError::Full)));
+        assert!(matches!(table.add(name("more"), VmOptions::default()), Err(VmError::Full)));
     }
 
     #[test]
@@ -191,14 +194,15 @@ mod tests {
         let path = dir.path().join("vms.json");
         assert_eq!(VmTable::load(&path).unwrap(), VmTable::default());
         let mut table = VmTable::default();
-        table.add(name("a"), false).unwrap();
-        table.add(name("b"), true).unwrap();
+        table.add(name("a"), VmOptions::default()).unwrap();
+        table.add(name("b"), VmOptions { optimistic: true, resolve: true }).unwrap();
         table.remove(&name("a")).unwrap();
         table.save(&path).unwrap();
         assert_eq!(VmTable::load(&path).unwrap(), table);
-        assert!(table.all()[&name("b")].optimistic);
+
         fs::write(&path, r#"{"version":1,"vms":[{"name":"b","link_port":2049}]}"#).unwrap();
-        assert!(!VmTable::load(&path).unwrap().all()[&name("b")].optimistic, "as written by an earlier version");
+        let earlier = VmTable::load(&path).unwrap().all()[&name("b")];
+        assert_eq!(earlier.options, VmOptions::default(), "as written by an earlier version");
         for bad in [
             "",
             r#"{"version":2,"vms":[]}"#,

@@ -17,7 +17,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use wire::{
-    control::{FromInit, FromRouter, ToInit, ToRouter, VmUsage, body_bytes, decode, encode},
+    control::{FromInit, FromRouter, ToInit, ToRouter, VmOptions, VmUsage, body_bytes, decode, encode},
     hello::{Hello, Role},
     uplink::{DialAnswer, DialRequest},
 };
@@ -272,11 +272,12 @@ fn order(router: &mut UnixStream) -> ToRouter {
 fn what_a_vm_uses_is_in_the_status_and_the_metrics() {
     let mut world = World::new();
     world.start();
-    assert!(world.oht(&["vm", "add", "web", "--optimistic"]).status.success());
+    assert!(world.oht(&["vm", "add", "web", "--optimistic", "--resolve"]).status.success());
     assert_eq!(world.status()["vms"][0]["usage"], Value::Null);
     let mut router = world.connect("r/vsock_1024", Role::Router);
     assert!(matches!(order(&mut router), ToRouter::Configure { .. }));
-    let ToRouter::Attach { vm, optimistic: true, .. } = order(&mut router) else { panic!("not optimistic") };
+    let ToRouter::Attach { vm, options, .. } = order(&mut router) else { panic!("no VM to attach") };
+    assert_eq!(options, VmOptions { optimistic: true, resolve: true });
     let usage = VmUsage {
         vm,
         flows: 3,

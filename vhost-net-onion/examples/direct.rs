@@ -33,7 +33,7 @@ use vhost_net_onion::{
     Egress, Session, Stats,
     egress::Request,
     embedded,
-    gateway::{Config, Failure, Host},
+    gateway::{Config, Failure, Host, Unresolved},
     port::Options,
 };
 
@@ -109,6 +109,18 @@ impl Egress for Direct {
             _ => Failure::Unreachable,
         })
     }
+
+    async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, Unresolved> {
+        match self.map.get(name) {
+            Some(&address) => Ok(vec![address]),
+            None => look_up(name).await,
+        }
+    }
+}
+
+async fn look_up(name: &str) -> Result<Vec<IpAddr>, Unresolved> {
+    let found = tokio::net::lookup_host((name, 0)).await;
+    found.map(|addresses| addresses.map(|address| address.ip()).collect()).map_err(|_| Unresolved::NoSuchName)
 }
 
 async fn connect(to: impl tokio::net::ToSocketAddrs) -> io::Result<TcpStream> {

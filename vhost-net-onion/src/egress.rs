@@ -1,9 +1,9 @@
 //! Where flows go: to Tor. A trait, so that the session can be tested without it.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, net::IpAddr, sync::Arc};
 
-use gateway::{Credential, Failure, Host, Target};
-use onion::{CircuitInfo, ConnectError, OnionStream, VmClient};
+use gateway::{Credential, Failure, Host, Target, Unresolved};
+use onion::{CircuitInfo, ConnectError, OnionStream, ResolveError, VmClient};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A stream that a flow of the VM needs.
@@ -25,6 +25,15 @@ pub trait Egress: Send + Sync + 'static {
     /// # Errors
     /// What the VM is to be told.
     fn connect(&self, request: Request) -> impl Future<Output = Result<Self::Stream, Failure>> + Send;
+
+    /// Finds the addresses of a name that is no onion service's. Asked only if the gateway's configuration wants it; who
+    /// does not serve such gateways need not know any.
+    ///
+    /// # Errors
+    /// What the VM is to be told.
+    fn resolve(&self, _name: &str) -> impl Future<Output = Result<Vec<IpAddr>, Unresolved>> + Send {
+        async { Err(Unresolved::Failed) }
+    }
 }
 
 /// Told which circuit each new stream of a VM is on.
@@ -63,5 +72,12 @@ impl Egress for TorEgress {
             (self.on_stream)(circuit.clone());
         }
         Ok(stream)
+    }
+
+    async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, Unresolved> {
+        self.client.resolve(name).await.map_err(|error| match error {
+            ResolveError::NoSuchName => Unresolved::NoSuchName,
+            ResolveError::Failed => Unresolved::Failed,
+        })
     }
 }

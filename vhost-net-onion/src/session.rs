@@ -6,6 +6,8 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::{Future, poll_fn},
+    net::IpAddr,
+    panic::resume_unwind,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -13,12 +15,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use gateway::{Config, Event, FlowId, Gateway};
+use gateway::{Config, Event, FlowId, Gateway, QueryId, Unresolved};
 use tokio::{
     sync::{
         OwnedSemaphorePermit,
         mpsc::{self, error::TrySendError},
     },
+    task::JoinSet,
     time::Sleep,
 };
 use wire::link::{Abilities, Message};
@@ -50,6 +53,8 @@ pub struct Session<E> {
     flows: HashMap<FlowId, Flow>,
     report: Reports,
     reports: mpsc::UnboundedReceiver<(FlowId, Report)>,
+    /// Names that are being resolved; the gateway bounds how many.
+    resolving: JoinSet<(QueryId, Result<Vec<IpAddr>, Unresolved>)>,
     stats: Arc<Stats>,
     bytes_from_vm: u64,
     bytes_to_vm: u64,
@@ -84,6 +89,7 @@ impl<E: Egress> Session<E> {
             flows: HashMap::new(),
             report,
             reports,
+            resolving: JoinSet::new(),
             stats,
             bytes_from_vm: 0,
             bytes_to_vm: 0,
@@ -125,6 +131,7 @@ impl<E: Egress> Session<E> {
                 Poll::Pending => {}
             }
             idle &= !self.poll_reports(cx);
+            idle &= !self.poll_resolved(cx);
             self.handle_events();
             if alarm.poll(cx, self.gateway.poll_timeout()) {
                 self.gateway.handle_timeout(now);
@@ -164,9 +171,21 @@ impl<E: Egress> Session<E> {
         true
     }
 
+    /// Takes one answer to a question of the VM; whether there was one.
+    fn poll_resolved(&mut self, cx: &mut Context<'_>) -> bool {
+        let Poll::Ready(Some(done)) = self.resolving.poll_join_next(cx) else { return false };
+        let (query, found) = done.unwrap_or_else(|crash| resume_unwind(crash.into_panic()));
+        self.gateway.resolved(Instant::now(), query, found.as_deref().map_err(|why| *why));
+        true
+    }
+
     fn handle_events(&mut self) {
         while let Some(event) = self.gateway.poll_event() {
             self.handle_event(event);
+        }
+        while let Some((query, name)) = self.gateway.poll_question() {
+            let egress = Arc::clone(&self.egress);
+            self.resolving.spawn(async move { (query, egress.resolve(&name).await) });
         }
     }
 

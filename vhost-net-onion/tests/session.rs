@@ -2,7 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{future::Future, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
@@ -11,7 +16,7 @@ use tokio::{
 use vhost_net_onion::{
     Session, Stats, StreamCarrier,
     egress::{Egress, Request},
-    gateway::{Config, Failure, Host, Target},
+    gateway::{Config, Failure, Host, Target, Unresolved},
     memory_vm::{Connection, MemoryVm, MemoryVmError},
 };
 
@@ -34,7 +39,15 @@ impl Egress for FarEnds {
         self.0.send((target, theirs)).map_err(|_| Failure::Unreachable)?;
         Ok(ours)
     }
+
+    async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, Unresolved> {
+        tokio::task::yield_now().await;
+        if name == "real.test" { Ok(vec![REAL.into()]) } else { Err(Unresolved::NoSuchName) }
+    }
 }
+
+/// The address of `real.test`, the only name that can be resolved.
+const REAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 
 struct World {
     session: Session<FarEnds>,
@@ -43,10 +56,10 @@ struct World {
 }
 
 impl World {
-    fn new() -> World {
+    fn new(config: Config) -> World {
         let (sender, far_ends) = mpsc::unbounded_channel();
         let stats = Arc::new(Stats::default());
-        let session = Session::new(FarEnds(sender), Config::default(), [3; 32], Arc::clone(&stats));
+        let session = Session::new(FarEnds(sender), config, [3; 32], Arc::clone(&stats));
         World { session, far_ends, stats }
     }
 }
@@ -57,9 +70,17 @@ where
     T: FnOnce(MemoryVm<DuplexStream>, Ipv4Addr, mpsc::UnboundedReceiver<(Target, DuplexStream)>, Arc<Stats>) -> F,
     F: Future<Output = Result<(), MemoryVmError>>,
 {
+    with_vm_of(Config::default(), test);
+}
+
+fn with_vm_of<T, F>(config: Config, test: T)
+where
+    T: FnOnce(MemoryVm<DuplexStream>, Ipv4Addr, mpsc::UnboundedReceiver<(Target, DuplexStream)>, Arc<Stats>) -> F,
+    F: Future<Output = Result<(), MemoryVmError>>,
+{
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let World { mut session, far_ends, stats } = World::new();
+        let World { mut session, far_ends, stats } = World::new(config);
         let (link, cable) = tokio::io::duplex(256 * 1024);
         let guest = async {
             let mut vm = MemoryVm::new(cable);
@@ -130,6 +151,19 @@ fn refused_unreachable_and_silent_are_three_different_things() {
             assert!(tokio::time::timeout(Duration::from_millis(300), vm.connect(address, port)).await.is_err());
         }
         assert_eq!(stats.snapshot().flows, 1, "only the silent one is still open");
+        Ok(())
+    });
+}
+
+#[test]
+fn names_are_resolved_if_that_is_wanted() {
+    let config = Config { resolve: true, ..Config::default() };
+    with_vm_of(config, |mut vm, server, mut far_ends, _| async move {
+        assert_eq!(vm.resolve(server, "real.test").await?, REAL);
+        assert!(matches!(vm.resolve(server, "other.test").await, Err(MemoryVmError::Missing(_))));
+        vm.connect(REAL, 80).await?;
+        let (target, _far_end) = far_ends.recv().await.unwrap();
+        assert_eq!(target, Target { host: Host::Address(REAL.into()), port: 80 });
         Ok(())
     });
 }
@@ -214,7 +248,7 @@ fn a_connection_that_the_vm_leaves_ends_the_stream() {
 fn connections_survive_the_loss_of_the_link() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let both = async {
-        let World { mut session, mut far_ends, .. } = World::new();
+        let World { mut session, mut far_ends, .. } = World::new(Config::default());
         let (link, cable) = tokio::io::duplex(256 * 1024);
         let (relink, new_cable) = tokio::io::duplex(256 * 1024);
         let sessions = async {

@@ -58,6 +58,16 @@ pub enum FromInit {
     PoweringOff,
 }
 
+/// How a VM is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmOptions {
+    /// Whether its connections are answered before the far end has accepted.
+    pub optimistic: bool,
+    /// Whether the names that it asks for are resolved, instead of getting made-up addresses.
+    pub resolve: bool,
+}
+
 /// From the host agent to the router.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -73,8 +83,8 @@ pub enum ToRouter {
         vm: VmName,
         /// The vsock port of its link.
         link_port: u32,
-        /// Whether its connections are answered before the far end has accepted.
-        optimistic: bool,
+        /// How.
+        options: VmOptions,
     },
     /// Stop serving this VM and close its streams.
     Detach {
@@ -218,7 +228,11 @@ mod tests {
     use super::*;
 
     fn attach() -> ToRouter {
-        ToRouter::Attach { vm: "web".parse().unwrap(), link_port: 2048, optimistic: true }
+        ToRouter::Attach {
+            vm: "web".parse().unwrap(),
+            link_port: 2048,
+            options: VmOptions { optimistic: true, resolve: false },
+        }
     }
 
     #[test]
@@ -234,9 +248,9 @@ mod tests {
     fn unknown_messages_fields_and_names_are_refused() {
         for json in [
             r#"{"explode":{}}"#,
-            r#"{"attach":{"vm":"web","link_port":1,"optimistic":true,"more":2}}"#,
-            r#"{"attach":{"vm":"../web","link_port":1,"optimistic":true}}"#,
-            r#"{"attach":{"vm":"web","link_port":-1,"optimistic":true}}"#,
+            r#"{"attach":{"vm":"web","link_port":1,"options":{"optimistic":true,"resolve":false},"more":2}}"#,
+            r#"{"attach":{"vm":"../web","link_port":1,"options":{"optimistic":true,"resolve":false}}}"#,
+            r#"{"attach":{"vm":"web","link_port":-1,"options":{"optimistic":true,"resolve":false}}}"#,
             r#"{"attach":{"vm":"web","link_port":1}}"#,
             "",
         ] {

@@ -61,11 +61,8 @@ fn changes(served: &Vms, wanted: &Vms) -> Vec<ToRouter> {
     let ending = served.iter().filter(|(name, vm)| wanted.get(name) != Some(vm));
     let beginning = wanted.iter().filter(|(name, vm)| served.get(name) != Some(vm));
     let detach = ending.map(|(name, _)| ToRouter::Detach { vm: name.clone() });
-    let attach = beginning.map(|(name, vm)| ToRouter::Attach {
-        vm: name.clone(),
-        link_port: vm.link_port,
-        optimistic: vm.optimistic,
-    });
+    let attach =
+        beginning.map(|(name, vm)| ToRouter::Attach { vm: name.clone(), link_port: vm.link_port, options: vm.options });
     detach.chain(attach).collect()
 }
 
@@ -98,24 +95,28 @@ fn relays(inner: &Inner, orports: Vec<std::net::SocketAddr>) {
 
 #[cfg(test)]
 mod tests {
+    use wire::control::VmOptions;
+
     use super::*;
     use crate::vms::Vm;
 
     #[test]
     fn changes_lead_from_what_is_to_what_is_wanted() {
-        let served = |link_port| Vm { link_port, optimistic: false };
+        let served = |link_port| Vm { link_port, options: VmOptions::default() };
         let vms =
             |all: &[(&str, u32)]| all.iter().map(|(vm, port)| (vm.parse().unwrap(), served(*port))).collect::<Vms>();
         let detach = |vm: &str| ToRouter::Detach { vm: vm.parse().unwrap() };
-        let attach = |vm: &str, link_port| ToRouter::Attach { vm: vm.parse().unwrap(), link_port, optimistic: false };
+        let options = VmOptions::default();
+        let attach = |vm: &str, link_port| ToRouter::Attach { vm: vm.parse().unwrap(), link_port, options };
         let (none, ab, bc) = (vms(&[]), vms(&[("a", 1), ("b", 2)]), vms(&[("b", 2), ("c", 1)]));
         assert_eq!(changes(&none, &ab), [attach("a", 1), attach("b", 2)]);
         assert_eq!(changes(&ab, &bc), [detach("a"), attach("c", 1)]);
         assert_eq!(changes(&ab, &ab), []);
         assert_eq!(changes(&vms(&[("a", 1)]), &vms(&[("a", 3)])), [detach("a"), attach("a", 3)]);
         assert_eq!(changes(&ab, &none), [detach("a"), detach("b")]);
-        let optimistic: Vms = [("b".parse().unwrap(), Vm { link_port: 2, optimistic: true })].into();
-        let attach = ToRouter::Attach { vm: "b".parse().unwrap(), link_port: 2, optimistic: true };
+        let options = VmOptions { optimistic: true, resolve: false };
+        let optimistic: Vms = [("b".parse().unwrap(), Vm { link_port: 2, options })].into();
+        let attach = ToRouter::Attach { vm: "b".parse().unwrap(), link_port: 2, options };
         assert_eq!(changes(&vms(&[("b", 2)]), &optimistic), [detach("b"), attach]);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use tempfile::TempDir;
-use wire::control::{FromInit, FromRouter, ToInit, ToRouter};
+use wire::control::{FromInit, FromRouter, ToInit, ToRouter, VmOptions};
 
 use super::*;
 use crate::{children::Children, model::Model, status::RouterState, vms::Vm};
@@ -63,12 +63,16 @@ async fn guest_init_is_provisioned_reports_and_powers_off() {
 #[tokio::test]
 async fn the_router_is_configured_and_follows_the_vms() {
     let world = world();
-    let vms = |vm: &str, link_port, optimistic| Vms::from([(vm.parse().unwrap(), Vm { link_port, optimistic })]);
+    let options = |optimistic| VmOptions { optimistic, resolve: !optimistic };
+    let vms = |vm: &str, link_port, optimistic| {
+        Vms::from([(vm.parse().unwrap(), Vm { link_port, options: options(optimistic) })])
+    };
     world.vms.send_replace(vms("a", 2048, false));
     let mut router = connect(&world, Role::Router).await;
     assert!(matches!(read(&mut router).await.unwrap(), Some(ToRouter::Configure { .. })));
-    let attach =
-        |vm: &str, link_port, optimistic| Some(ToRouter::Attach { vm: vm.parse().unwrap(), link_port, optimistic });
+    let attach = |vm: &str, link_port, optimistic| {
+        Some(ToRouter::Attach { vm: vm.parse().unwrap(), link_port, options: options(optimistic) })
+    };
     assert_eq!(read(&mut router).await.unwrap(), attach("a", 2048, false));
     world.vms.send_replace(vms("b", 2049, true));
     assert_eq!(read(&mut router).await.unwrap(), Some(ToRouter::Detach { vm: "a".parse().unwrap() }));

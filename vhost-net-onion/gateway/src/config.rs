@@ -52,6 +52,10 @@ pub struct Config {
     /// Answer a SYN at once, before the far end was asked, and take data: for those who prefer latency to truth. A
     /// connect in the VM then always succeeds, and is reset when the far end does not accept.
     pub optimistic: bool,
+    /// Have the names that the VM asks for resolved, instead of making addresses up: then A and AAAA are real, and a name
+    /// that does not exist is told at once. Onion services keep made-up addresses. For programs that must see addresses:
+    /// every name costs a round trip through Tor, and the exit that resolves it may not be the one that connects.
+    pub resolve: bool,
 }
 
 impl Default for Config {
@@ -65,6 +69,7 @@ impl Default for Config {
             names_max: 4096,
             frames_max: 256,
             optimistic: false,
+            resolve: false,
         }
     }
 }

@@ -6,13 +6,16 @@ use smoltcp::wire::{EthernetAddress, IpProtocol};
 use wire::link::Offload;
 
 use crate::{
-    Gateway,
+    Gateway, Unresolved,
     address::{self, Kind},
     config::GATEWAY_ADDRESS,
     counters::Counters,
-    dhcp, dns, icmp,
-    icmp::Unreachable,
-    icmpv6, ip, ipv4, ipv6, ndp, ntp, time, udp,
+    dhcp,
+    dns::{self, Reply},
+    icmp::{self, Unreachable},
+    icmpv6, ip, ipv4, ipv6, ndp, ntp,
+    resolver::Asker,
+    time, udp,
 };
 
 impl Gateway {
@@ -125,10 +128,19 @@ impl Gateway {
 
     fn handle_udp(&mut self, now: Instant, packet: &ip::Packet<'_>, kind: Kind) {
         let Some(datagram) = udp::parse(packet, &mut self.counters) else { return };
-        let Gateway { names, clock, counters, .. } = self;
+        let own = (packet.destination, datagram.destination_port);
+        let vm = (packet.source, datagram.source_port);
+        let Gateway { names, resolver, resolve, clock, counters, .. } = self;
         let reply = match datagram.destination_port {
             dns::PORT if kind == Kind::Gateway => {
-                dns::handle(now, datagram.payload, dns::Carrier::Udp, names, counters)
+                match dns::handle(now, datagram.payload, dns::Carrier::Udp, *resolve, names, counters) {
+                    Reply::None => None,
+                    Reply::Now(reply) => Some(reply),
+                    Reply::Later(question) => {
+                        let refused = resolver.ask(question, Asker::Udp(vm, own)).err();
+                        refused.and_then(|question| question.answer(Err(Unresolved::Failed)))
+                    }
+                }
             }
             ntp::PORT if kind == Kind::Gateway => ntp::handle(now, datagram.payload, clock.as_ref(), counters),
             time::PORT if kind == Kind::Gateway => time::handle(now, clock.as_ref(), counters),
@@ -138,11 +150,14 @@ impl Gateway {
             }
         };
         if let Some(reply) = reply {
-            let mac = self.outbox.vm_mac();
-            let from = (packet.destination, datagram.destination_port);
-            let to = (packet.source, datagram.source_port);
-            udp::send(&mut self.outbox, &mut self.counters, mac, from, to, &reply);
+            self.reply_by_udp(own, vm, &reply);
         }
+    }
+
+    /// Sends a datagram to the VM, between addresses and ports.
+    pub(crate) fn reply_by_udp(&mut self, from: (IpAddr, u16), to: (IpAddr, u16), reply: &[u8]) {
+        let mac = self.outbox.vm_mac();
+        udp::send(&mut self.outbox, &mut self.counters, mac, from, to, reply);
     }
 
     fn unreachable(&mut self, now: Instant, code: Unreachable, packet: &ip::Packet<'_>) {

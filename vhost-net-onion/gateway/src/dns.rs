@@ -1,6 +1,8 @@
 //! The DNS server (RFC 1035): every name exists, and has an address that is made up for it ([`crate::names`]).
 //!
-//! Whether the name really exists only the far end knows, and says when the VM connects. So:
+//! Whether the name really exists only the far end knows, and says when the VM connects. (If names are to be resolved,
+//! [`crate::Config::resolve`], A, AAAA and ANY of names that are no onion service's are the pump's to answer, a
+//! [`Question`].) So:
 //!
 //! | question | answer |
 //! | --- | --- |
@@ -32,6 +34,7 @@ use hickory_proto::{
 };
 
 use crate::{
+    Unresolved,
     counters::Counters,
     names::{self, Names},
 };
@@ -59,6 +62,25 @@ pub(crate) enum Carrier {
     Tcp,
 }
 
+/// What is to be done about a message.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    /// Nothing: it is no query.
+    None,
+    /// This is sent back.
+    Now(Vec<u8>),
+    /// The pump finds the answer out.
+    Later(Question),
+}
+
+/// A question for the addresses of a name, with what is known of the answer.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Question {
+    name: String,
+    reply: Message,
+    bytes_max: u16,
+}
+
 /// Bytes of a message's header.
 const HEADER_BYTES: usize = 12;
 
@@ -74,6 +96,8 @@ enum Known {
     Full,
     /// It is not for asking: the response code.
     Rejected(ResponseCode),
+    /// The pump is to find out what this name has.
+    Unknown(String),
 }
 
 /// Answers a message that came to the server's port, without the length that goes before it on TCP.
@@ -81,26 +105,59 @@ pub(crate) fn handle(
     now: Instant,
     message: &[u8],
     carrier: Carrier,
+    resolve: bool,
     names: &mut Names,
     counters: &mut Counters,
-) -> Option<Vec<u8>> {
+) -> Reply {
     // Bit 15 of the flags marks responses.
     if message.len() < HEADER_BYTES || message[2] & 0x80 != 0 {
         counters.dns_ignored += 1;
-        return None;
+        return Reply::None;
     }
     counters.dns_replies += 1;
     let query = Some(message).filter(|message| message.len() <= QUERY_BYTES_MAX).map(Message::from_vec);
     let Some(Ok(query)) = query else {
         let op_code = OpCode::from_u8(message[2] >> 3 & 0x0f);
         let id = u16::from_be_bytes([message[0], message[1]]);
-        return Message::error_msg(id, op_code, ResponseCode::FormErr).to_vec().ok();
+        return Message::error_msg(id, op_code, ResponseCode::FormErr).to_vec().map_or(Reply::None, Reply::Now);
     };
     let bytes_max = match carrier {
         Carrier::Tcp => u16::MAX,
         Carrier::Udp => query.edns.as_ref().map_or(0, Edns::max_payload).clamp(ANSWER_BYTES_MIN, ANSWER_BYTES_MAX),
     };
-    encode(&answer(now, &query, names, counters), bytes_max)
+    match answer(now, &query, resolve, names, counters) {
+        (reply, Some(name)) => Reply::Later(Question { name, reply, bytes_max }),
+        (reply, None) => encode(&reply, bytes_max).map_or(Reply::None, Reply::Now),
+    }
+}
+
+impl Question {
+    /// The name in question.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The answer, once the addresses are known, or why there are none. None if it cannot be written.
+    pub(crate) fn answer(mut self, found: Result<&[IpAddr], Unresolved>) -> Option<Vec<u8>> {
+        let question = self.reply.queries.first()?;
+        let (name, is_v6) = (question.name.clone(), question.query_type == RecordType::AAAA);
+        match found {
+            Ok(addresses) => {
+                let of_type =
+                    addresses.iter().filter(|address| address.is_ipv6() == is_v6).map(|address| match *address {
+                        IpAddr::V4(v4) => RData::A(A(v4)),
+                        IpAddr::V6(v6) => RData::AAAA(AAAA(v6)),
+                    });
+                self.reply.answers.extend(of_type.map(|data| Record::from_rdata(name.clone(), TTL_S, data)));
+            }
+            Err(Unresolved::NoSuchName) => self.reply.metadata.response_code = ResponseCode::NXDomain,
+            Err(Unresolved::Failed) => self.reply.metadata.response_code = ResponseCode::ServFail,
+        }
+        if self.reply.answers.is_empty() && self.reply.metadata.response_code != ResponseCode::ServFail {
+            self.reply.authorities.push(start_of_authority());
+        }
+        encode(&self.reply, self.bytes_max)
+    }
 }
 
 /// Writes an answer, or only its header and question, marked as cut, if it is longer than the carrier takes.
@@ -109,7 +166,14 @@ fn encode(reply: &Message, bytes_max: u16) -> Option<Vec<u8>> {
     if bytes.len() <= usize::from(bytes_max) { Some(bytes) } else { reply.truncate().to_vec().ok() }
 }
 
-fn answer(now: Instant, query: &Message, names: &mut Names, counters: &mut Counters) -> Message {
+/// The answer; or, with a name, what is known of it until that is resolved.
+fn answer(
+    now: Instant,
+    query: &Message,
+    resolve: bool,
+    names: &mut Names,
+    counters: &mut Counters,
+) -> (Message, Option<String>) {
     let mut reply = Message::new(query.metadata.id, MessageType::Response, query.metadata.op_code);
     reply.metadata.recursion_desired = query.metadata.recursion_desired;
     reply.metadata.checking_disabled = query.metadata.checking_disabled;
@@ -119,23 +183,23 @@ fn answer(now: Instant, query: &Message, names: &mut Names, counters: &mut Count
         if theirs.version() != 0 {
             // Its low bits are 0, the high ones go into the OPT record when it is written (RFC 6891, section 6.1.3).
             reply.metadata.response_code = ResponseCode::BADVERS;
-            return reply;
+            return (reply, None);
         }
     }
     if query.metadata.op_code != OpCode::Query {
         reply.metadata.response_code = ResponseCode::NotImp;
-        return reply;
+        return (reply, None);
     }
     let [question] = &query.queries[..] else {
         reply.metadata.response_code = ResponseCode::FormErr;
-        return reply;
+        return (reply, None);
     };
     reply.queries.push(question.clone());
     if !matches!(question.query_class, DNSClass::IN | DNSClass::ANY) {
         reply.metadata.response_code = ResponseCode::Refused;
-        return reply;
+        return (reply, None);
     }
-    match look_up(now, question, names, counters) {
+    match look_up(now, question, resolve, names, counters) {
         Known::Data(data) => reply.answers.push(Record::from_rdata(question.name.clone(), TTL_S, data)),
         Known::NoData => reply.authorities.push(start_of_authority()),
         Known::No => {
@@ -147,11 +211,12 @@ fn answer(now: Instant, query: &Message, names: &mut Names, counters: &mut Count
             reply.metadata.response_code = ResponseCode::ServFail;
         }
         Known::Rejected(code) => reply.metadata.response_code = code,
+        Known::Unknown(name) => return (reply, Some(name)),
     }
-    reply
+    (reply, None)
 }
 
-fn look_up(now: Instant, question: &Query, names: &mut Names, counters: &mut Counters) -> Known {
+fn look_up(now: Instant, question: &Query, resolve: bool, names: &mut Names, counters: &mut Counters) -> Known {
     if let Some(code) = rejection(question.query_type) {
         return Known::Rejected(code);
     }
@@ -178,6 +243,9 @@ fn look_up(now: Instant, question: &Query, names: &mut Names, counters: &mut Cou
         _ => {}
     }
     let Some(name) = names::host_name(labels.into_iter()) else { return Known::No };
+    if resolve && has_addresses(question.query_type) && !names::is_onion(&name) {
+        return Known::Unknown(name);
+    }
     data(question.query_type, || {
         let address = names.address(now, &name, counters)?;
         Some((address, names::to_v6(address)))
@@ -186,12 +254,16 @@ fn look_up(now: Instant, question: &Query, names: &mut Names, counters: &mut Cou
 
 /// What a name with these addresses has of a type. The addresses are asked for only if it is one of theirs.
 fn data(query_type: RecordType, addresses: impl FnOnce() -> Option<(Ipv4Addr, Ipv6Addr)>) -> Known {
-    if !matches!(query_type, RecordType::A | RecordType::AAAA | RecordType::ANY) {
+    if !has_addresses(query_type) {
         return Known::NoData;
     }
     addresses().map_or(Known::Full, |(v4, v6)| {
         Known::Data(if query_type == RecordType::AAAA { RData::AAAA(AAAA(v6)) } else { RData::A(A(v4)) })
     })
+}
+
+fn has_addresses(query_type: RecordType) -> bool {
+    matches!(query_type, RecordType::A | RecordType::AAAA | RecordType::ANY)
 }
 
 /// Types that are not data, but ask for something else (RFC 6895, section 3.1): the range from 128 to 255, and OPT.
@@ -280,7 +352,11 @@ mod tests {
 
     impl Server {
         fn handle(&mut self, message: &[u8]) -> Option<Vec<u8>> {
-            handle(self.now, message, Carrier::Udp, &mut self.names, &mut self.counters)
+            match handle(self.now, message, Carrier::Udp, false, &mut self.names, &mut self.counters) {
+                Reply::None => None,
+                Reply::Now(reply) => Some(reply),
+                Reply::Later(question) => panic!("{} is not to be resolved", question.name()),
+            }
         }
 
         fn ask(&mut self, query: &Message) -> Message {

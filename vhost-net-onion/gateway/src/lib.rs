@@ -72,6 +72,7 @@ mod ndp;
 mod ntp;
 mod outbox;
 mod random;
+mod resolver;
 mod service;
 mod tcp;
 mod time;
@@ -88,6 +89,7 @@ use self::{
     names::Names,
     ndp::Advertiser,
     outbox::Outbox,
+    resolver::{Asker, Resolver},
     service::table::Services,
     tcp::{Around, Tcp},
 };
@@ -101,6 +103,19 @@ pub use self::{
 /// Names one flow, that is one TCP connection of the VM. Never used twice by one gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowId(u64);
+
+/// Names one question of the VM. Never used twice by one gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueryId(u64);
+
+/// Why a name has no addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unresolved {
+    /// There is no such name. The VM is told that (NXDOMAIN), and keeps it in mind for a minute.
+    NoSuchName,
+    /// It could not be found out. The VM is told that the server failed, and asks again.
+    Failed,
+}
 
 /// Where a flow goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,6 +179,9 @@ pub struct Gateway {
     tcp: Tcp,
     services: Services,
     names: Names,
+    resolver: Resolver,
+    /// As in [`Config`].
+    resolve: bool,
     advertiser: Advertiser,
     /// The time of day, once the pump has told it.
     clock: Option<Clock>,
@@ -185,6 +203,8 @@ impl Gateway {
         Gateway {
             names: Names::new(config.names_max, seed),
             services: Services::new(config.half_open_max),
+            resolver: Resolver::default(),
+            resolve: config.resolve,
             advertiser: Advertiser::new(seed[1], now),
             clock: None,
             errors: icmp::Errors::new(now),
@@ -325,6 +345,23 @@ impl Gateway {
             return self.service_recv(now, flow);
         }
         self.with_tcp(now, |tcp, around| tcp.recv(around, flow))
+    }
+
+    /// Takes the next name that the VM wants resolved, a name as in [`Host::Name`] that is no onion service's: find its
+    /// addresses, then call [`Gateway::resolved`]. There is one only with [`Config::resolve`].
+    pub fn poll_question(&mut self) -> Option<(QueryId, String)> {
+        self.resolver.poll()
+    }
+
+    /// The addresses of a name, of both versions; none if it has none. A question is answered once, and only by this.
+    pub fn resolved(&mut self, now: Instant, query: QueryId, found: Result<&[IpAddr], Unresolved>) {
+        self.now = now;
+        let Some((question, asker)) = self.resolver.take(query) else { return };
+        match (asker, question.answer(found)) {
+            (Asker::Udp(vm, own), Some(answer)) => self.reply_by_udp(own, vm, &answer),
+            (Asker::Udp(..), None) => {}
+            (Asker::Tcp(flow), answer) => self.service_resolved(flow, answer.as_deref()),
+        }
     }
 
     /// What has been counted since the beginning.

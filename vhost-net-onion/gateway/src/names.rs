@@ -76,6 +76,11 @@ fn to_v4(address: IpAddr) -> Option<Ipv4Addr> {
     }
 }
 
+/// Whether a name is of an onion service (RFC 7686): lower case, as in [`crate::Host::Name`].
+pub(crate) fn is_onion(name: &str) -> bool {
+    name.rsplit('.').next() == Some("onion")
+}
+
 /// Writes a host name as it is used everywhere, or `None` if no host can have it: lower case, without the final dot,
 /// labels of letters, digits, `-` and `_`.
 ///

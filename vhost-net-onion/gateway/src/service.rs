@@ -12,6 +12,7 @@
 //! | phase | the VM's bytes | the pump |
 //! | --- | --- | --- |
 //! | talking | go to the protocol, which answers; silence ends it | knows nothing of it |
+//! | resolving | wait in the flow | was given `Resolve` and is to answer |
 //! | connecting | wait in the flow | was given `Connect` and is to answer |
 //! | passing | those that came behind the request go first | has the flow as any other |
 //! | closing | are thrown away | knows nothing of it, or said `failed` |
@@ -30,7 +31,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 
 use self::socks::Socks;
-use crate::{Counters, Credential, Failure, Target, names::Names};
+use crate::{Counters, Credential, Failure, Target, dns::Question, names::Names};
 
 /// Bytes of answers that may wait before no further questions are taken.
 const OUTPUT_BYTES_MAX: usize = 16 * 1024;
@@ -48,12 +49,14 @@ pub(crate) fn is_served(port: u16) -> bool {
 /// The parts of the gateway that a protocol needs.
 pub(crate) struct Context<'a> {
     pub(crate) now: Instant,
+    /// Names are to be resolved.
+    pub(crate) resolve: bool,
     pub(crate) names: &'a mut Names,
     pub(crate) counters: &'a mut Counters,
 }
 
 /// What a protocol wants next.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 enum Step {
     /// More bytes of the VM.
     Read,
@@ -61,6 +64,8 @@ enum Step {
     Flush,
     /// A stream to this target.
     Connect(Target, Option<Credential>),
+    /// The addresses of a name, before it goes on.
+    Resolve(Question),
     /// The end, after its answers are taken.
     Close,
 }
@@ -75,6 +80,7 @@ enum Protocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Talking,
+    Resolving,
     Connecting,
     Passing,
     Closing,
@@ -171,7 +177,7 @@ mod tests {
         }
 
         pub(super) fn context(&mut self) -> Context<'_> {
-            Context { now: self.now, names: &mut self.names, counters: &mut self.counters }
+            Context { now: self.now, resolve: false, names: &mut self.names, counters: &mut self.counters }
         }
 
         pub(super) fn address(&mut self, name: &str) -> Ipv4Addr {

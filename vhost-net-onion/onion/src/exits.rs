@@ -4,7 +4,7 @@
 //! circuit manager: so circuits can be had before there is a stream for them, and one that answers nothing can be
 //! retired before the stream is tried again.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use arti_client::{DataStream, ErrorKind, HasKind, IsolationToken};
 use tor_circmgr::{ClientDataTunnel, TargetPort, isolation::StreamIsolation};
@@ -61,6 +61,24 @@ impl Exits {
             manager.retire_circ(&circuit.unique_id());
         }
         Err(attempt)
+    }
+
+    /// Asks the exit of a circuit of `token` for the addresses of a name.
+    ///
+    /// # Errors
+    /// Why there are none. A circuit that says nothing will not be taken again.
+    pub(crate) async fn resolve(&self, name: &str, token: IsolationToken) -> Result<Vec<IpAddr>, ErrorKind> {
+        let ports = USUAL_PORTS.map(TargetPort::ipv4);
+        let circuit = self.circuit(&ports, token).await?;
+        match tokio::time::timeout(ANSWER_TIMEOUT, circuit.resolve(name)).await {
+            Ok(answer) => answer.map_err(|error| error.kind()),
+            Err(_) => {
+                if let Ok(manager) = self.client.circmgr() {
+                    manager.retire_circ(&circuit.unique_id());
+                }
+                Err(ErrorKind::RemoteNetworkTimeout)
+            }
+        }
     }
 
     /// Builds a circuit of `token`, if there is none, for `port` or for what is usual. Nobody waits for it, so nobody is

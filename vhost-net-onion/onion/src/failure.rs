@@ -16,6 +16,17 @@ pub enum ConnectError {
     TimedOut,
 }
 
+/// Why a name has no addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// There is no such name.
+    #[error("there is no such name")]
+    NoSuchName,
+    /// It could not be found out.
+    #[error("the name could not be resolved")]
+    Failed,
+}
+
 /// What an attempt to open a stream came to, when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {

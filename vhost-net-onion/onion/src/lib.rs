@@ -25,7 +25,7 @@ mod vm;
 pub use circuits::Credential;
 pub use client::{Onion, OnionError, Settings, Status};
 pub use dialler::{Dial, DialledStream};
-pub use failure::ConnectError;
+pub use failure::{ConnectError, ResolveError};
 pub use network::public_network;
 pub use stream::{CircuitInfo, OnionStream};
 pub use vm::{Usage, VmClient};

@@ -1,6 +1,7 @@
 //! The Tor client of one VM.
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use arti_client::{HasKind, IsolationToken, StreamPrefs, TorAddr};
+use arti_client::{ErrorKind, HasKind, IsolationToken, StreamPrefs, TorAddr};
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tor_circmgr::TargetPort;
@@ -17,7 +18,7 @@ use crate::{
     circuits::{Credential, Spread},
     client::Client,
     exits::Exits,
-    failure::{Attempt, ConnectError, judge},
+    failure::{Attempt, ConnectError, ResolveError, judge},
     stream::{Circuits, OnionStream},
     target::Target,
 };
@@ -95,6 +96,32 @@ impl VmClient {
         Box::pin(async {
             tokio::time::timeout(CONNECT_TIMEOUT, connected).await.unwrap_or(Err(ConnectError::TimedOut))
         })
+    }
+
+    /// Asks an exit for the addresses of `name`, of both versions. It is the exit of a circuit that a stream to that name
+    /// would take.
+    ///
+    /// # Errors
+    /// Says whether there is no such name, or nobody knows.
+    pub fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
+        let resolved = async move {
+            // Held until the answer is there: the circuit is in use.
+            let lease = self.0.spread().take(name, None);
+            let mut token = lease.token;
+            let mut attempt = 1;
+            loop {
+                let kind = match self.0.exits.resolve(name, token).await {
+                    Ok(addresses) => return Ok(addresses),
+                    // What the name servers say of it (tor-spec, "Remote hostname lookup").
+                    Err(ErrorKind::RemoteHostNotFound) => return Err(ResolveError::NoSuchName),
+                    Err(kind) => kind,
+                };
+                tracing::debug!(?kind, attempt, "a name could not be resolved");
+                self.0.again(&mut attempt, ConnectError::TimedOut).map_err(|_| ResolveError::Failed)?;
+                token = IsolationToken::new();
+            }
+        };
+        Box::pin(async { tokio::time::timeout(CONNECT_TIMEOUT, resolved).await.unwrap_or(Err(ResolveError::Failed)) })
     }
 
     /// What the streams use and need.

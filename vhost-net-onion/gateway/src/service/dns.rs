@@ -3,7 +3,7 @@
 use bytes::{Buf, BufMut, BytesMut};
 
 use super::{Context, Step};
-use crate::dns::{self, Carrier};
+use crate::dns::{self, Carrier, Reply};
 
 /// Bytes of a message's length.
 const LENGTH_BYTES: usize = 2;
@@ -19,14 +19,22 @@ pub(super) fn handle(input: &mut BytesMut, output: &mut BytesMut, context: &mut 
             return Step::Flush;
         }
         let Some(message) = rest.get(..length) else { break };
-        let reply = dns::handle(context.now, message, Carrier::Tcp, context.names, context.counters);
-        let Some(reply) = reply else { return Step::Close };
-        let Ok(reply_length) = u16::try_from(reply.len()) else { return Step::Close };
-        output.put_u16(reply_length);
-        output.put_slice(&reply);
+        let Context { now, resolve, names, counters } = context;
+        let reply = dns::handle(*now, message, Carrier::Tcp, *resolve, names, counters);
         input.advance(LENGTH_BYTES + length);
+        match reply {
+            Reply::None => return Step::Close,
+            Reply::Now(reply) => put(&reply, output),
+            Reply::Later(question) => return Step::Resolve(question),
+        }
     }
     Step::Read
+}
+
+/// Writes a message with its length.
+pub(super) fn put(message: &[u8], output: &mut BytesMut) {
+    output.put_u16(u16::try_from(message.len()).expect("the messages for this carrier are no longer"));
+    output.put_slice(message);
 }
 
 #[cfg(test)]

@@ -11,10 +11,11 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Context, Phase, Service, Step, is_served};
+use super::{Context, Phase, Service, Step, dns, is_served};
 use crate::{
-    Event, Failure, FlowId, Gateway, Host, Target,
+    Event, Failure, FlowId, Gateway, Host, Target, Unresolved,
     address::{self, Kind},
+    resolver::Asker,
 };
 
 /// Bytes that a VM may send after it was told that the connection ends.
@@ -121,6 +122,21 @@ impl Gateway {
         self.keep_service(flow, service);
     }
 
+    /// The pump's `resolved`: the answer goes to the VM, and the next question is looked at. Without one it is the end.
+    pub(crate) fn service_resolved(&mut self, flow: FlowId, answer: Option<&[u8]>) {
+        let Some(mut service) = self.services.of.remove(&flow) else { return };
+        if service.phase == Phase::Resolving {
+            if let Some(answer) = answer {
+                service.phase = Phase::Talking;
+                dns::put(answer, &mut service.output);
+                self.drive_service(flow, &mut service);
+            } else {
+                self.close_service(flow, &mut service);
+            }
+        }
+        self.keep_service(flow, service);
+    }
+
     /// The pump's `send`: nothing passes before the reply has.
     pub(crate) fn service_send(&mut self, now: Instant, flow: FlowId, data: &mut Bytes) {
         let Some(mut service) = self.services.of.remove(&flow) else { return };
@@ -136,7 +152,7 @@ impl Gateway {
         let mut service = self.services.of.remove(&flow)?;
         let data = match service.phase {
             Phase::Passing => service.take_rest(),
-            Phase::Talking | Phase::Connecting | Phase::Closing => None,
+            Phase::Talking | Phase::Resolving | Phase::Connecting | Phase::Closing => None,
         };
         if data.is_some() && service.finished {
             self.services.events.push_back(Event::Finished(flow));
@@ -183,8 +199,8 @@ impl Gateway {
             if !service.output.is_empty() {
                 return;
             }
-            let Gateway { names, counters, now, .. } = self;
-            match service.talk(&mut Context { now: *now, names, counters }) {
+            let Gateway { names, counters, now, resolve, .. } = self;
+            match service.talk(&mut Context { now: *now, resolve: *resolve, names, counters }) {
                 Step::Read => {
                     let Some(data) = self.with_tcp(self.now, |tcp, around| tcp.recv(around, flow)) else {
                         service.readable = false;
@@ -202,6 +218,13 @@ impl Gateway {
                     self.with_tcp(self.now, |tcp, _| tcp.set_awaited(flow, false));
                     self.services.events.push_back(Event::Connect { flow, target, credential });
                 }
+                Step::Resolve(question) => match self.resolver.ask(question, Asker::Tcp(flow)) {
+                    Ok(()) => service.phase = Phase::Resolving,
+                    Err(question) => match question.answer(Err(Unresolved::Failed)) {
+                        Some(answer) => dns::put(&answer, &mut service.output),
+                        None => self.close_service(flow, service),
+                    },
+                },
                 Step::Close => {
                     self.counters.services_ended += 1;
                     self.close_service(flow, service);

@@ -12,6 +12,7 @@ mod optimistic;
 mod proxies;
 mod raw;
 mod raw_v6;
+mod resolver;
 mod services;
 mod services_v6;
 mod states;
