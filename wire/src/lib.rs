@@ -10,6 +10,9 @@
 //! | [`UPLINK_PORT`] | router | one dial request, one answer, then the bytes of one TCP connection, [`uplink`] |
 //! | from [`LINK_PORT_FIRST`] | router | the frames of one VM, both ways, [`link`] |
 //!
+//! [`route`] is the language of routes, and what decides by them: the host reads them and explains them, the router obeys
+//! them.
+//!
 //! vhost-device-vsock turns a guest's connection to port P of the host into a connection to the AF_UNIX socket
 //! `<uds-path>_P`. Everything here is bounded, and every bound stands beside the type it bounds. What the other side
 //! sends is hostile until it has been parsed into one of these types.
@@ -18,6 +21,7 @@ pub mod control;
 pub mod hello;
 pub mod link;
 pub mod network;
+pub mod route;
 pub mod uplink;
 pub mod vm_name;
 
