@@ -137,7 +137,7 @@ impl Gateway {
                     Reply::None => None,
                     Reply::Now(reply) => Some(reply),
                     Reply::Later(question) => {
-                        let refused = resolver.ask(question, Asker::Udp(vm, own)).err();
+                        let refused = resolver.ask(question, Asker::Udp(vm, own));
                         refused.and_then(|question| question.answer(Err(Unresolved::Failed)))
                     }
                 }

@@ -32,14 +32,14 @@ pub(crate) struct Resolver {
 
 impl Resolver {
     /// Asks the pump. Gives the question back if there are too many.
-    pub(crate) fn ask(&mut self, question: Question, asker: Asker) -> Result<(), Question> {
+    pub(crate) fn ask(&mut self, question: Question, asker: Asker) -> Option<Question> {
         if self.waiting.len() >= WAITING_MAX {
-            return Err(question);
+            return Some(question);
         }
         self.last += 1;
         self.fresh.push_back((QueryId(self.last), question.name().to_owned()));
         self.waiting.insert(self.last, (question, asker));
-        Ok(())
+        None
     }
 
     /// The next name for the pump.

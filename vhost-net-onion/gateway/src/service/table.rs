@@ -219,8 +219,8 @@ impl Gateway {
                     self.services.events.push_back(Event::Connect { flow, target, credential });
                 }
                 Step::Resolve(question) => match self.resolver.ask(question, Asker::Tcp(flow)) {
-                    Ok(()) => service.phase = Phase::Resolving,
-                    Err(question) => match question.answer(Err(Unresolved::Failed)) {
+                    None => service.phase = Phase::Resolving,
+                    Some(question) => match question.answer(Err(Unresolved::Failed)) {
                         Some(answer) => dns::put(&answer, &mut service.output),
                         None => self.close_service(flow, service),
                     },
