@@ -130,6 +130,6 @@ mod tests {
             .filter(|target| target.folder.ends_with("wire/fuzz"))
             .map(|target| target.name.as_str())
             .collect();
-        assert_eq!(of_wire, ["control", "hello", "link", "network", "uplink"]);
+        assert_eq!(of_wire, ["control", "hello", "link", "network", "route", "uplink"]);
     }
 }

@@ -17,6 +17,9 @@ pub(super) const TESTS: Tests = &[
     ("vms_cannot_reach_each_other", vms_cannot_reach_each_other),
 ];
 
+/// Frames that one VM sends to all while the other is looked at, at least.
+const BROADCASTS_MIN: u64 = 5;
+
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Eight connections of one VM to one host, held open together; what the status says of them is what a person sees.
@@ -87,11 +90,13 @@ fn vms_cannot_reach_each_other(stage: &mut Stage<'_>) -> Result<String> {
     // Every VM has the same address, so there is none to try but neighbours on the same link; and a frame to all.
     stage.vms().iter().try_for_each(|vm| stage.warm_up(vm))?;
     let received = "cat /sys/class/net/eth0/statistics/rx_packets";
-    let before = stage.b.run(received, MINUTE)?.ok()?;
+    let received_by_b = || stage.b.run(received, MINUTE)?.ok()?.trim().parse::<u64>().context("no number of packets");
+    let before = received_by_b()?;
     stage.a.run("arping -b -c 3 -w 4 -I eth0 10.0.2.16; ping -c 3 -W 1 255.255.255.255; true", MINUTE)?.ok()?;
     let found = stage.a.run("arping -c 2 -w 3 -I eth0 10.0.2.16", MINUTE)?;
     ensure!(found.output.contains("Received 0 "), "somebody has 10.0.2.16: {}", found.output);
-    let after = stage.b.run(received, MINUTE)?.ok()?;
-    ensure!(before == after, "b received packets while a broadcast: {before} then {after}");
-    Ok("broadcasts of a do not reach b".into())
+    let more = received_by_b()? - before;
+    // The gateway's own advertisement comes every few minutes.
+    ensure!(more < BROADCASTS_MIN, "b received {more} packets while a broadcast");
+    Ok(format!("broadcasts of a do not reach b, which received {more} packets meanwhile"))
 }
