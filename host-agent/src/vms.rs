@@ -199,7 +199,6 @@ mod tests {
         table.remove(&name("a")).unwrap();
         table.save(&path).unwrap();
         assert_eq!(VmTable::load(&path).unwrap(), table);
-
         fs::write(&path, r#"{"version":1,"vms":[{"name":"b","link_port":2049}]}"#).unwrap();
         let earlier = VmTable::load(&path).unwrap().all()[&name("b")];
         assert_eq!(earlier.options, VmOptions::default(), "as written by an earlier version");

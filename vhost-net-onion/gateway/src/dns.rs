@@ -35,6 +35,7 @@ use hickory_proto::{
 
 use crate::{
     Unresolved,
+    address::{self, Kind},
     counters::Counters,
     names::{self, Names},
 };
@@ -143,12 +144,15 @@ impl Question {
         let (name, is_v6) = (question.name.clone(), question.query_type == RecordType::AAAA);
         match found {
             Ok(addresses) => {
-                let of_type =
-                    addresses.iter().filter(|address| address.is_ipv6() == is_v6).map(|address| match *address {
-                        IpAddr::V4(v4) => RData::A(A(v4)),
-                        IpAddr::V6(v6) => RData::AAAA(AAAA(v6)),
-                    });
-                self.reply.answers.extend(of_type.map(|data| Record::from_rdata(name.clone(), TTL_S, data)));
+                // Whoever answers must not send the VM to the gateway, or to another name's address.
+                let usable = addresses
+                    .iter()
+                    .filter(|address| address.is_ipv6() == is_v6 && address::kind(**address) == Kind::Remote);
+                let data = usable.map(|address| match *address {
+                    IpAddr::V4(v4) => RData::A(A(v4)),
+                    IpAddr::V6(v6) => RData::AAAA(AAAA(v6)),
+                });
+                self.reply.answers.extend(data.map(|data| Record::from_rdata(name.clone(), TTL_S, data)));
             }
             Err(Unresolved::NoSuchName) => self.reply.metadata.response_code = ResponseCode::NXDomain,
             Err(Unresolved::Failed) => self.reply.metadata.response_code = ResponseCode::ServFail,

@@ -47,7 +47,7 @@ const ONION: &str = ".onion";
 
 /// Whether an address is not one of a host on the internet, so that no exit would connect to it (tor-spec, "Opening
 /// streams"; the same ranges as arti's address filter).
-fn is_local(address: IpAddr) -> bool {
+pub(crate) fn is_local(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => {
             v4.is_loopback()

@@ -20,7 +20,7 @@ use crate::{
     exits::Exits,
     failure::{Attempt, ConnectError, ResolveError, judge},
     stream::{Circuits, OnionStream},
-    target::Target,
+    target::{Target, is_local},
 };
 
 /// How many circuits a stream is tried on before the VM is told that it failed.
@@ -111,7 +111,11 @@ impl VmClient {
             let mut attempt = 1;
             loop {
                 let kind = match self.0.exits.resolve(name, token).await {
-                    Ok(addresses) => return Ok(addresses),
+                    Ok(mut addresses) => {
+                        // Those lead nowhere, or into the VM's own networks (as C tor's ClientDNSRejectInternalAddresses).
+                        addresses.retain(|address| self.0.exits.local_addresses || !is_local(*address));
+                        return Ok(addresses);
+                    }
                     // What the name servers say of it (tor-spec, "Remote hostname lookup").
                     Err(ErrorKind::RemoteHostNotFound) => return Err(ResolveError::NoSuchName),
                     Err(kind) => kind,

@@ -15,7 +15,8 @@
 //! edge-triggered (as tokio does) on the condition that is written there: wait only when neither `turn` nor `take_tx`
 //! said that there is more.
 //!
-//! A frame is copied once each way; a long one from the VM is given away in the buffer that it was copied to. Between two calls no chain is taken and not completed, so that the front-end may
+//! A frame is copied once each way; a long one from the VM is given away in the buffer that it was copied to. Between two
+//! calls no chain is taken and not completed, so that the front-end may
 //! change anything at any time, and a process that dies here loses what it had taken out of the ring and not sent on:
 //! nobody outlives it who could have got it.
 

@@ -82,6 +82,24 @@ fn a_name_that_does_not_exist_and_a_resolver_that_fails_are_two_different_things
     }
 }
 
+/// An exit may say what it likes; what means something on the link itself is not passed on.
+#[test]
+fn addresses_of_the_link_are_no_answer() {
+    let mut bare = Bare::new(config());
+    for address in ["10.0.2.2", "10.0.2.15", "10.192.0.1", "127.0.0.1", "169.254.1.1", "224.0.0.1", "0.0.0.0"] {
+        let query = ask(&mut bare, "a.example.", RecordType::A);
+        bare.gateway.resolved(bare.now, query, Ok(&[address.parse().unwrap(), V4.into()]));
+        let answer = answered(&mut bare);
+        assert_eq!(answer.answers.len(), 1, "{address}");
+        assert_eq!(answer.answers[0].data, RData::A(A(V4)));
+    }
+    for address in ["fd6f:6874:1::2", "fd6f:6874:2::ac0:1", "fe80::1", "::1", "::ffff:10.0.2.2"] {
+        let query = ask(&mut bare, "a.example.", RecordType::AAAA);
+        bare.gateway.resolved(bare.now, query, Ok(&[address.parse().unwrap()]));
+        assert!(answered(&mut bare).answers.is_empty(), "{address}");
+    }
+}
+
 #[test]
 fn onion_services_and_special_names_are_not_for_the_pump() {
     let mut bare = Bare::new(config());
