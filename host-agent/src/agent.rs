@@ -33,6 +33,7 @@ use crate::{
     children::Children,
     config::{ConfigError, Settings},
     control::Control,
+    events::{Events, Listener},
     lock::{self, Lock, LockError},
     model::Model,
     paths::PathError,
@@ -42,6 +43,7 @@ use crate::{
     spawn::Spawn,
     status::{AgentStatus, Attachment, CircuitStatus, Status, VmStatus},
     supervise::{self, Shared, Stop, Stopper, Supervised},
+    tokens::Tokens,
     vms::{Vm, VmError, VmTable, Vms},
 };
 
@@ -85,6 +87,7 @@ pub struct Agent {
     changing: tokio::sync::Mutex<BTreeMap<VmName, Port>>,
     vms: watch::Sender<Vms>,
     control: Control,
+    tokens: Tokens,
     end: Stopper,
     _locks: [Lock; 2],
 }
@@ -103,11 +106,15 @@ struct Port {
 }
 
 impl Agent {
-    /// Starts everything. Returns the agent, what it runs, the API's socket and the wish to end.
+    /// Starts everything; what happens is announced to `events`. Returns the agent, what it runs, the API's sockets and the
+    /// wish to end.
     ///
     /// # Errors
     /// When another agent is there, or something that is needed is not. Nothing is left running then.
-    pub async fn start(settings: Settings) -> Result<(Agent, Parts, UnixListener, Stop), AgentError> {
+    pub async fn start(
+        settings: Settings,
+        events: Events,
+    ) -> Result<(Agent, Parts, Vec<UnixListener>, Stop), AgentError> {
         settings.run.check()?;
         settings.state.create()?;
         settings.run.create()?;
@@ -121,7 +128,7 @@ impl Agent {
         let network = settings.network()?;
         let table = VmTable::load(&settings.state.vms())?;
 
-        let shared = Shared::new(Model::default(), Children::open(settings.state.children()));
+        let shared = Shared::new(Model::new(events), Children::open(settings.state.children()));
         let predecessors = shared.end_predecessors().await;
         if !predecessors.is_empty() {
             let names = predecessors.join(", ");
@@ -134,7 +141,10 @@ impl Agent {
         tracing::info!(accel = %decision.accelerator, reason = decision.reason, "acceleration");
         shared.model().router.accel = (decision.accelerator.to_string(), decision.reason.clone());
 
-        let api = sockets::listen(&settings.run.api())?;
+        let mut api = vec![sockets::listen(&settings.run.api())?];
+        if let Some(shared) = &settings.shared_socket {
+            api.push(sockets::listen_for_all(shared)?);
+        }
         let (vms, watched) = watch::channel(Vms::new());
         let control = Control::new(shared.clone(), network, watched, settings.state.relays());
         let listener = asynchronous(sockets::listen(&settings.run.vsock_port(CONTROL_PORT))?)?;
@@ -150,6 +160,7 @@ impl Agent {
             changing: tokio::sync::Mutex::default(),
             vms,
             control: control.clone(),
+            tokens: Tokens::default(),
             end,
             settings: settings.clone(),
             _locks: locks,
@@ -274,6 +285,26 @@ impl Agent {
         }
     }
 
+    /// The tokens for clients who may not do everything.
+    #[must_use]
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// The group whose members may do everything, if there is one.
+    #[must_use]
+    pub fn group(&self) -> Option<&str> {
+        self.settings.group.as_deref()
+    }
+
+    /// How everything is, and what happens from then on.
+    #[must_use]
+    pub fn watch(&self) -> (Status, Listener) {
+        // First to listen: what happens in between is in both, rather than in none.
+        let listener = self.shared.model().events.listen();
+        (self.status(), listener)
+    }
+
     /// Asks the agent to end.
     pub fn shut_down(&self) {
         self.end.stop();
@@ -296,7 +327,8 @@ impl Agent {
         for (name, Vm { link_port, .. }) in self.table().all() {
             self.remove_sockets(name, *link_port);
         }
-        for path in [run.vsock_port(CONTROL_PORT), run.vsock_port(UPLINK_PORT), run.api()] {
+        let own = [run.vsock_port(CONTROL_PORT), run.vsock_port(UPLINK_PORT), run.api()];
+        for path in own.iter().chain(&self.settings.shared_socket) {
             let _ = std::fs::remove_file(path);
         }
         tracing::info!(took_s = began.elapsed().unwrap_or_default().as_secs_f64(), "everything has ended");

@@ -1,12 +1,16 @@
 //! The HTTP API on an AF_UNIX socket.
 //!
-//! Whoever can open the socket may use all of it; the run directory is closed to other users. Every error is a problem
-//! document (RFC 9457), those of the framework too. Bodies are bounded by [`BODY_BYTES_MAX`].
+//! Who may ask what, [`access`] says. Every error is a problem document (RFC 9457), those of the framework too. Bodies are
+//! bounded by [`BODY_BYTES_MAX`], connections by [`listener`].
 
+pub mod access;
+mod events;
+pub mod listener;
 mod object;
 pub mod problem;
+mod tokens;
 
-use std::sync::Arc;
+use std::{future::Future, io, os::unix::net::UnixListener, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -27,6 +31,7 @@ use crate::{
     attach, metrics,
     status::{Attachment, CircuitStatus, NewVm, Problem, Status, VmStatus},
 };
+use listener::{Peer, PeerListener};
 use object::Object;
 use problem::Failed;
 
@@ -41,7 +46,7 @@ type OfAgent = State<Arc<Agent>>;
 struct Description;
 
 /// The API of `agent`.
-pub fn router(agent: Arc<Agent>) -> Router {
+fn router(agent: Arc<Agent>) -> Router {
     let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(status))
         .routes(routes!(metrics))
@@ -49,6 +54,9 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .routes(routes!(vm_remove))
         .routes(routes!(vm_attachment))
         .routes(routes!(circuits))
+        .routes(routes!(events::events))
+        .routes(routes!(tokens::mint))
+        .routes(routes!(tokens::revoke))
         .routes(routes!(shut_down))
         .split_for_parts();
     router
@@ -56,7 +64,22 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&agent), access::check))
         .with_state(agent)
+}
+
+/// Serves the API of `agent` on a socket, for ever.
+///
+/// # Errors
+/// When the socket cannot be made asynchronous.
+pub fn serve(socket: UnixListener, agent: Arc<Agent>) -> io::Result<impl Future<Output = ()>> {
+    socket.set_nonblocking(true)?;
+    let listener = PeerListener::new(tokio::net::UnixListener::from_std(socket)?);
+    let service = router(agent).into_make_service_with_connect_info::<Peer>();
+    Ok(async move {
+        // Accepting never fails for good.
+        let _ = axum::serve(listener, service).await;
+    })
 }
 
 /// How everything is.

@@ -8,19 +8,23 @@
 //! | 3 | the agent is not running |
 
 pub mod doctor;
+pub mod events;
 pub mod output;
+pub mod token;
+pub mod top;
 pub mod up;
 pub mod vm;
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use wire::VmName;
 
 use crate::{
     client::{Client, ClientError},
     config::{Options, Settings},
-    status::{NewVm, Status},
+    status::{NewVm, Status, TokenScope},
 };
 
 /// The onion router VM of this host: VMs reach the world through Tor and nothing else.
@@ -65,10 +69,30 @@ enum What {
         #[command(flatten)]
         places: Places,
     },
+    /// Show what happens, as it happens, until interrupted.
+    Events {
+        /// Only what is about this VM.
+        vm: Option<VmName>,
+        /// The agent's log too.
+        #[arg(long)]
+        log: bool,
+        /// End after this many events; the first says how everything is, unless a VM is named.
+        #[arg(long, value_name = "N")]
+        count: Option<u64>,
+        #[command(flatten)]
+        places: Places,
+    },
+    /// Watch the VMs, their traffic and their circuits in the terminal; q ends it.
+    Top(Places),
     /// VMs that reach the world through the router.
     Vm {
         #[command(subcommand)]
         what: Vm,
+    },
+    /// Tokens, for programs and people that may do less than everything.
+    Token {
+        #[command(subcommand)]
+        what: Token,
     },
     /// Write the man pages.
     Man {
@@ -79,6 +103,39 @@ enum What {
     Completions {
         /// Which shell.
         shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Token {
+    /// Make a token and print it. Whoever has it may use it, so keep it in a file that others cannot read.
+    New {
+        /// It may read everything and change nothing.
+        #[arg(long, required_unless_present = "vm", conflicts_with = "vm")]
+        monitor: bool,
+        /// It may do everything that concerns this VM, and nothing else.
+        #[arg(long, value_name = "NAME")]
+        vm: Option<VmName>,
+        /// Hours after which it is worth nothing.
+        #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=744))]
+        hours: u32,
+        #[command(flatten)]
+        places: Places,
+    },
+    /// Print a token that allows less than the one in --token-file. Needs no agent.
+    Narrow {
+        /// Datalog that has to hold too, such as 'check if path("/metrics")': about method, path, vm and time.
+        #[arg(long, value_name = "DATALOG")]
+        check: String,
+        #[command(flatten)]
+        places: Places,
+    },
+    /// Make a token worthless, and those that were narrowed from it.
+    Revoke {
+        /// What `oht token new` called it.
+        id: String,
+        #[command(flatten)]
+        places: Places,
     },
 }
 
@@ -134,6 +191,12 @@ struct Places {
     /// Where the agent keeps state.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// The agent's API, where it is not in the run directory: its shared socket, for example.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// A file with the token to show to the agent.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -151,7 +214,12 @@ impl Oht {
     pub async fn run(self) -> anyhow::Result<u8> {
         let (json, config) = (self.json, self.config);
         let settings = |places: Places| places.settings(config.as_deref());
-        let client = |places: Places| settings(places).map(|settings| Client::new(settings.run.api()));
+        let client = |places: Places| -> anyhow::Result<Client> {
+            let token = places.token_file.as_deref().map(token::read).transpose()?;
+            let socket = places.socket.clone();
+            let socket = socket.map_or_else(|| settings(places).map(|settings| settings.run.api()), Ok)?;
+            Ok(token.into_iter().fold(Client::new(socket), Client::with_token))
+        };
         match self.what {
             What::Up { options, wait_s } => up::up(*options, config, wait_s, json).await?,
             What::Down(places) => {
@@ -168,6 +236,10 @@ impl Oht {
             }
             What::Doctor { options } => return Ok(u8::from(!doctor::doctor(*options, config, json).await?)),
             What::Circuits { vm, places } => vm::circuits(&client(places)?, vm.as_ref(), json).await?,
+            What::Top(places) => top::top(&client(places)?).await?,
+            What::Events { vm, log, count, places } => {
+                events::follow(&client(places)?, vm.as_ref(), log, count, json).await?;
+            }
             What::Vm { what } => match what {
                 Vm::Add { name, optimistic, resolve, places } => {
                     vm::add(&client(places)?, NewVm { name, optimistic, resolve }, json).await?;
@@ -177,6 +249,17 @@ impl Oht {
                 Vm::Attach { name, memory_mib, mtu, places, qemu: _ } => {
                     vm::attach(&client(places)?, &name, memory_mib, mtu, json).await?;
                 }
+            },
+            What::Token { what } => match what {
+                Token::New { monitor: _, vm, hours, places } => {
+                    let scope = vm.map_or(TokenScope::Monitor, |name| TokenScope::Vm { name });
+                    token::mint(&client(places)?, scope, hours * 3600, json).await?;
+                }
+                Token::Narrow { check, places } => {
+                    let file = places.token_file.context("which token? Say it with --token-file")?;
+                    token::narrow(&file, &check, json)?;
+                }
+                Token::Revoke { id, places } => token::revoke(&client(places)?, &id, json).await?,
             },
             What::Man { directory } => clap_mangen::generate_to(Oht::command(), directory)?,
             What::Completions { shell } => completions(shell),

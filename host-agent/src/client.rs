@@ -1,14 +1,21 @@
-//! The client side of the API, for `oht`: HTTP/1.1 over the AF_UNIX socket, one connection for each request.
+//! The client side of the API, for `oht`: HTTP/1.1 over the AF_UNIX socket, one connection for each request, or for each
+//! stream of events.
 
 use std::{io, path::PathBuf, time::Duration};
 
+use futures::StreamExt as _;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, body::Bytes, header};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{self, Message, client::IntoClientRequest as _},
+};
+use wire::VmName;
 
-use crate::status::Problem;
+use crate::{events::Event, status::Problem};
 
 /// Seconds that an answer may take: removing a VM waits for its port to end.
 const ANSWER_S_MAX: u64 = 15;
@@ -16,9 +23,12 @@ const ANSWER_S_MAX: u64 = 15;
 /// Bytes of the longest answer: a thousand circuits.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
-/// An agent, by its socket.
-#[derive(Clone, Debug)]
-pub struct Client(PathBuf);
+/// An agent, by its socket, and the token to show to it.
+#[derive(Clone)]
+pub struct Client {
+    socket: PathBuf,
+    token: Option<String>,
+}
 
 /// Why there is no answer, or not the one that was wished for.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +45,9 @@ pub enum ClientError {
     /// The socket may not be opened.
     #[error("{0} may not be opened: it belongs to another user (run `oht` as the user who runs the agent)")]
     Forbidden(PathBuf),
+    /// The token is none.
+    #[error("what stands in the token's file is no token")]
+    Token,
     /// Too slow.
     #[error("the agent did not answer within {ANSWER_S_MAX} s: see its log")]
     TimedOut,
@@ -53,7 +66,13 @@ impl Client {
     /// The agent whose API is at `socket`.
     #[must_use]
     pub fn new(socket: PathBuf) -> Client {
-        Client(socket)
+        Client { socket, token: None }
+    }
+
+    /// The same, asked with a token: for who may not do everything.
+    #[must_use]
+    pub fn with_token(self, token: String) -> Client {
+        Client { token: Some(token), ..self }
     }
 
     /// Asks for what is at `path`.
@@ -102,16 +121,53 @@ impl Client {
         Err(ClientError::Problem(problem))
     }
 
+    /// What happens from now on, of everything or, with `vm`, of one VM; with `log`, the agent's log too.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn events(&self, vm: Option<&VmName>, log: bool) -> Result<EventStream, ClientError> {
+        let vm = vm.map_or_else(String::new, |vm| format!("&vm={vm}"));
+        let stream = self.connect().await?;
+        // The host's name is not used, the connection being there already.
+        let request = format!("ws://host-agent/events?log={log}{vm}").into_client_request();
+        let mut request = request.map_err(|error| ClientError::Http(error.to_string()))?;
+        if let Some(value) = self.authorization() {
+            let value = value.parse().map_err(|_| ClientError::Token)?;
+            request.headers_mut().insert(header::AUTHORIZATION, value);
+        }
+        let opened = tokio_tungstenite::client_async(request, stream);
+        let opened = timeout(Duration::from_secs(ANSWER_S_MAX), opened).await.map_err(|_| ClientError::TimedOut)?;
+        match opened {
+            Ok((stream, _)) => Ok(EventStream(stream)),
+            Err(tungstenite::Error::Http(answer)) => {
+                let problem = serde_json::from_slice(answer.body().as_deref().unwrap_or_default());
+                Err(ClientError::Problem(problem.map_err(ClientError::Json)?))
+            }
+            Err(error) => Err(ClientError::Http(error.to_string())),
+        }
+    }
+
+    fn authorization(&self) -> Option<String> {
+        self.token.as_ref().map(|token| format!("Bearer {token}"))
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::Forbidden(self.socket.clone()),
+            _ => ClientError::NotRunning { path: self.socket.clone(), source },
+        })
+    }
+
     async fn exchange(&self, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Bytes), ClientError> {
-        let stream = UnixStream::connect(&self.0).await.map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => ClientError::Forbidden(self.0.clone()),
-            _ => ClientError::NotRunning { path: self.0.clone(), source },
-        })?;
+        let stream = self.connect().await?;
         let broken = |error: hyper::Error| ClientError::Http(error.to_string());
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let connection = tokio::spawn(connection);
-        let request = Request::builder()
+        let authorization = self.authorization();
+        let request = authorization
+            .iter()
+            .fold(Request::builder(), |request, value| request.header(header::AUTHORIZATION, value))
             .method(method)
             .uri(path)
             .header(header::HOST, "host-agent")
@@ -123,5 +179,28 @@ impl Client {
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
         connection.abort();
         Ok((status, body.map_err(|error| ClientError::Http(error.to_string()))?.to_bytes()))
+    }
+}
+
+/// Events as they come.
+#[derive(Debug)]
+pub struct EventStream(WebSocketStream<UnixStream>);
+
+impl EventStream {
+    /// The next event; `None` once the agent has ended.
+    ///
+    /// # Errors
+    /// When the connection breaks, or an event is not understood.
+    pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
+        loop {
+            match self.0.next().await {
+                Some(Ok(Message::Text(json))) => {
+                    return serde_json::from_str(&json).map(Some).map_err(ClientError::Json);
+                }
+                Some(Ok(Message::Close(_))) | None => return Ok(None),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(ClientError::Http(error.to_string())),
+            }
+        }
     }
 }

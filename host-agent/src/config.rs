@@ -41,6 +41,12 @@ pub struct Options {
     /// A directory to look for helper programs in; may be given several times.
     #[arg(long, value_name = "DIR")]
     pub programs: Vec<PathBuf>,
+    /// A group whose members may use all of the API, over the shared socket.
+    #[arg(long, value_name = "GROUP")]
+    pub group: Option<String>,
+    /// A second socket of the API, to which every user may connect: members of the group, and who has a token.
+    #[arg(long, value_name = "PATH")]
+    pub shared_socket: Option<PathBuf>,
     /// What to log: error, warn, info, debug.
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,
@@ -63,6 +69,10 @@ pub struct Settings {
     pub memory_mib: u32,
     /// Where to look for helper programs first.
     pub programs: Vec<PathBuf>,
+    /// The group whose members may use all of the API.
+    pub group: Option<String>,
+    /// The socket of the API for everybody.
+    pub shared_socket: Option<PathBuf>,
     /// What to log.
     pub log: String,
 }
@@ -131,6 +141,8 @@ impl Settings {
             accel: options.accel.or(file.accel).as_deref().unwrap_or("auto").parse()?,
             memory_mib,
             programs: [options.programs, file.programs].concat(),
+            group: options.group.or(file.group),
+            shared_socket: options.shared_socket.or(file.shared_socket),
             log: options.log.or(file.log).unwrap_or_else(|| "info".into()),
         })
     }
@@ -165,6 +177,8 @@ impl Options {
         add("--accel", self.accel.clone().map(Into::into));
         add("--memory-mib", self.memory_mib.map(|mib| mib.to_string().into()));
         self.programs.iter().for_each(|directory| add("--programs", Some(path(directory))));
+        add("--group", self.group.clone().map(Into::into));
+        add("--shared-socket", self.shared_socket.as_ref().map(path));
         add("--log", self.log.clone().map(Into::into));
         arguments
     }

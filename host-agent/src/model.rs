@@ -1,6 +1,6 @@
 //! What the agent knows at this moment: written by supervision and control, read by the API.
 //!
-//! No I/O and no clock: times come as arguments. Bounds: [`FAILURES_MAX`], [`CIRCUITS_MAX`]; what overflows pushes out
+//! No I/O and no clock: times come as arguments. What changes is announced ([`Model::events`]). Bounds: [`FAILURES_MAX`], [`CIRCUITS_MAX`]; what overflows pushes out
 //! the oldest, and failures are counted. What the router says of a VM is bounded too, and of no other VMs taken.
 
 use std::{
@@ -14,6 +14,7 @@ use wire::{
 };
 
 use crate::{
+    events::{Event, Events},
     paths::RunDir,
     status::{CircuitStatus, ProcessStatus, RouterState, RouterStatus, TorStatus, VmStatus, VmUsage},
 };
@@ -41,6 +42,8 @@ pub struct Model {
     pub router: Router,
     /// The Tor client.
     pub tor: TorStatus,
+    /// Who is told what changes.
+    pub events: Events,
     processes: BTreeMap<String, Process>,
     vms: BTreeMap<VmName, Vm>,
     circuits: VecDeque<CircuitStatus>,
@@ -82,11 +85,18 @@ struct Process {
 }
 
 impl Model {
+    /// A model that knows nothing yet and announces what changes to `events`.
+    #[must_use]
+    pub fn new(events: Events) -> Model {
+        Model { events, ..Model::default() }
+    }
+
     /// Notes a failure, for `oht status` and the log.
     pub fn failure(&mut self, what: impl Into<String>) {
         let what: String = what.into();
         let what: String = what.chars().filter(|c| !c.is_control()).take(FAILURE_BYTES_MAX).collect();
         tracing::warn!("{what}");
+        self.events.announce(|| Event::Failure { what: what.clone() });
         self.failures_total += 1;
         if self.failures.len() == FAILURES_MAX {
             self.failures.pop_front();
@@ -99,11 +109,15 @@ impl Model {
         let process = self.processes.entry(name.into()).or_default();
         process.running = Some((pid, now));
         process.starts += 1;
+        self.events.announce(|| Event::Process { name: name.into(), pid: Some(pid) });
     }
 
     /// Notes that a process has ended; returns how long it ran.
     pub fn process_ended(&mut self, name: &str, now: Instant) -> Duration {
         let running = self.processes.get_mut(name).and_then(|process| process.running.take());
+        if running.is_some() {
+            self.events.announce(|| Event::Process { name: name.into(), pid: None });
+        }
         running.map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(since))
     }
 
@@ -114,7 +128,7 @@ impl Model {
 
     /// The router VM is being started.
     pub fn router_starting(&mut self, now: Instant) {
-        self.router.state = RouterState::Starting;
+        self.router_is(RouterState::Starting);
         self.router.started = Some(now);
         self.router.ready = None;
     }
@@ -125,7 +139,7 @@ impl Model {
         if self.router.ready.is_none() {
             let took = self.router.started.map_or(Duration::ZERO, |started| now.saturating_duration_since(started));
             self.router.ready = Some((now, took));
-            self.router.state = RouterState::Ready;
+            self.router_is(RouterState::Ready);
         }
         self.router.kernel = Some(kernel.chars().filter(|c| !c.is_control()).take(100).collect());
         self.router.available_kib = Some(available_kib);
@@ -133,14 +147,19 @@ impl Model {
 
     /// The router VM has ended, or its program has.
     pub fn router_lost(&mut self, state: RouterState) {
-        self.router.state = state;
+        self.router_is(state);
         self.program_lost();
+    }
+
+    fn router_is(&mut self, state: RouterState) {
+        self.router.state = state;
+        self.events.announce(|| Event::Router { state });
     }
 
     /// The router program's connection has ended: what it said does not hold any more.
     pub fn program_lost(&mut self) {
         self.tor = TorStatus { network: std::mem::take(&mut self.tor.network), ..TorStatus::default() };
-        self.tor.status = "the router program is not connected".into();
+        self.tor_is("the router program is not connected".into());
         for vm in self.vms.values_mut() {
             (vm.link_up, vm.usage) = (false, None);
         }
@@ -149,14 +168,22 @@ impl Model {
         self.router.flows = None;
     }
 
+    /// What the Tor client is doing, in words.
+    pub fn tor_is(&mut self, status: String) {
+        self.tor.status = status;
+        self.events.announce(|| Event::Tor { tor: self.tor.clone() });
+    }
+
     /// A VM was added.
     pub fn vm_added(&mut self, vm: VmName, options: VmOptions) {
+        self.events.announce(|| Event::VmAdded { vm: vm.to_string() });
         self.vms.insert(vm, Vm { options, ..Vm::default() });
     }
 
     /// A VM was removed.
     pub fn vm_removed(&mut self, vm: &VmName) {
         self.vms.remove(vm);
+        self.events.announce(|| Event::VmRemoved { vm: vm.to_string() });
         self.circuits.retain(|circuit| circuit.vm != vm.as_str());
     }
 
@@ -170,12 +197,13 @@ impl Model {
                 }
                 self.tor.percent = percent.min(100);
                 self.tor.usable = usable;
-                self.tor.status = status.chars().filter(|c| !c.is_control()).take(FAILURE_BYTES_MAX).collect();
+                self.tor_is(status.chars().filter(|c| !c.is_control()).take(FAILURE_BYTES_MAX).collect());
             }
             FromRouter::Relays { .. } => {}
             FromRouter::Link { vm, up } => {
-                if let Some(vm) = self.vms.get_mut(&vm) {
-                    vm.link_up = up;
+                if let Some(known) = self.vms.get_mut(&vm) {
+                    known.link_up = up;
+                    self.events.announce(|| Event::Link { vm: vm.to_string(), up });
                 }
             }
             FromRouter::Stream { vm, circuit, relays, onion } => self.stream(&vm, circuit, relays, onion, unix_s),
@@ -191,17 +219,20 @@ impl Model {
 
     fn vm_usage(&mut self, usage: wire::control::VmUsage) {
         let Some(vm) = self.vms.get_mut(&usage.vm) else { return };
+        let name = usage.vm.to_string();
         let is_reason = |reason: &str| {
             reason.len() <= REASON_BYTES_MAX && reason.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
         };
-        vm.usage = Some(VmUsage {
+        let usage = VmUsage {
             flows: usage.flows,
             circuits: usage.circuits,
             retries: usage.retries,
             bytes_from_vm: usage.bytes_from_vm,
             bytes_to_vm: usage.bytes_to_vm,
             drops: usage.drops.into_iter().filter(|(reason, _)| is_reason(reason)).take(REASONS_MAX).collect(),
-        });
+        };
+        self.events.announce(|| Event::Usage { vm: name, usage: usage.clone() });
+        vm.usage = Some(usage);
     }
 
     fn stream(&mut self, vm: &VmName, circuit: String, relays: Vec<String>, onion: bool, unix_s: u64) {
@@ -218,6 +249,7 @@ impl Model {
         if self.circuits.len() == CIRCUITS_MAX {
             self.circuits.pop_front();
         }
+        self.events.announce(|| Event::Stream { circuit: entry.clone() });
         self.circuits.push_back(entry);
     }
 

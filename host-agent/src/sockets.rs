@@ -6,7 +6,7 @@
 use std::{
     fs, io,
     os::unix::{
-        fs::PermissionsExt,
+        fs::{DirBuilderExt, PermissionsExt},
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
@@ -34,10 +34,27 @@ pub enum SocketError {
 /// # Errors
 /// When another process listens there, or the directory does not allow it.
 pub fn listen(path: &Path) -> Result<UnixListener, SocketError> {
+    listen_with_mode(path, 0o600)
+}
+
+/// The same for a socket to which everybody may connect: who asks what is then judged by its peer's credentials. Its
+/// directory is made if need be, open to everybody.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_for_all(path: &Path) -> Result<UnixListener, SocketError> {
+    if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(directory);
+        made.map_err(|source| SocketError::Listen { path: path.into(), source })?;
+    }
+    listen_with_mode(path, 0o666)
+}
+
+fn listen_with_mode(path: &Path, mode: u32) -> Result<UnixListener, SocketError> {
     let failed = |source| SocketError::Listen { path: path.into(), source };
     remove_stale(path)?;
     let listener = UnixListener::bind(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
     Ok(listener)
 }
 

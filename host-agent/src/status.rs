@@ -183,6 +183,42 @@ pub struct Attachment {
     pub socket: String,
 }
 
+/// What a client may do who is not trusted with everything.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenScope {
+    /// Read everything, change nothing.
+    Monitor,
+    /// Everything that concerns this VM.
+    Vm {
+        /// Its name.
+        #[schema(value_type = String, max_length = 63)]
+        name: wire::VmName,
+    },
+}
+
+/// A token to make.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewToken {
+    /// What it allows.
+    pub scope: TokenScope,
+    /// For how long, in seconds: at most 31 days.
+    #[schema(minimum = 1, maximum = 2_678_400)]
+    pub seconds: u32,
+}
+
+/// A token that was made.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct MintedToken {
+    /// The token, to be shown as `Authorization: Bearer …`. Whoever has it may use it.
+    pub token: String,
+    /// What revokes it.
+    pub id: String,
+    /// When it ends, in seconds since the Unix epoch.
+    pub until: u64,
+}
+
 /// An error, as RFC 9457 has it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Problem {

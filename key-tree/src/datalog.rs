@@ -20,8 +20,8 @@ use biscuit_auth::{
 };
 
 /// Facts that describe the request. A grant must not hold one: it would answer its own question.
-pub(crate) const REQUEST_FACTS: [&str; 9] =
-    ["time", "weekday", "minute", "operation", "purpose", "port", "exit", "host", "vm"];
+pub(crate) const REQUEST_FACTS: [&str; 11] =
+    ["time", "weekday", "minute", "operation", "purpose", "port", "exit", "host", "vm", "method", "path"];
 
 /// Bytes of the longest Datalog text that a person may give.
 pub const DATALOG_BYTES_MAX: usize = 2048;

@@ -49,6 +49,7 @@ mod seal;
 mod shares;
 mod terms;
 mod time;
+mod token;
 mod view;
 mod words;
 
@@ -71,6 +72,7 @@ pub use crate::{
     shares::{SHARES_MAX, Share, SharesError},
     terms::Terms,
     time::{Clock, Now, Timestamp, Validity, Weekday},
+    token::{ApiRequest, Scope, TOKEN_BYTES_MAX, Token, TokenError, narrow},
     view::{Branch, State},
     words::{SHARE_WORDS, WordsError},
 };

@@ -1,7 +1,10 @@
 //! Errors as problem documents (RFC 9457).
 
 use axum::{
-    extract::rejection::{JsonRejection, PathRejection, QueryRejection},
+    extract::{
+        rejection::{JsonRejection, PathRejection, QueryRejection},
+        ws::rejection::WebSocketUpgradeRejection,
+    },
     http::{Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
@@ -65,6 +68,12 @@ impl From<PathRejection> for Failed {
 impl From<QueryRejection> for Failed {
     fn from(rejection: QueryRejection) -> Failed {
         Failed::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<WebSocketUpgradeRejection> for Failed {
+    fn from(rejection: WebSocketUpgradeRejection) -> Failed {
+        Failed::new(rejection.status(), format!("{}: /events is a WebSocket", rejection.body_text()))
     }
 }
 

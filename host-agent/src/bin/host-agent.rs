@@ -8,6 +8,7 @@ use host_agent::{
     agent::Agent,
     api,
     config::{Options, Settings},
+    events::Events,
     log,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,25 +47,26 @@ fn main() -> ExitCode {
 fn start() -> anyhow::Result<()> {
     let What::Run { options, config } = Command::parse().what;
     let settings = Settings::new(*options, config.as_deref())?;
-    log::to_stderr(&settings.log).context("--log")?;
+    let events = Events::default();
+    log::to_stderr(&settings.log, events.clone()).context("--log")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("no runtime")?.block_on(run(settings))
+    runtime.context("no runtime")?.block_on(run(settings, events))
 }
 
-async fn run(settings: Settings) -> anyhow::Result<()> {
+async fn run(settings: Settings, events: Events) -> anyhow::Result<()> {
     let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (agent, parts, socket, mut end) = Agent::start(settings).await?;
+    let (agent, parts, sockets, mut end) = Agent::start(settings, events).await?;
     let agent = Arc::new(agent);
-    socket.set_nonblocking(true)?;
-    let socket = tokio::net::UnixListener::from_std(socket)?;
-    let serving = axum::serve(socket, api::router(Arc::clone(&agent)));
-    let serving = tokio::spawn(async move { serving.await });
+    let serving = sockets
+        .into_iter()
+        .map(|socket| Ok(tokio::spawn(api::serve(socket, Arc::clone(&agent))?)))
+        .collect::<std::io::Result<Vec<_>>>()?;
     tokio::select! {
         () = end.wanted() => tracing::info!("asked to end"),
         _ = terminated.recv() => tracing::info!("SIGTERM"),
         _ = interrupted.recv() => tracing::info!("SIGINT"),
     }
     agent.end(parts).await;
-    serving.abort();
+    serving.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::{fs::File, os::unix::net::UnixListener, process::ExitCode, thread, time
 
 use anyhow::Context;
 use clap::Parser;
-use host_agent::{inherited, log, uplink};
+use host_agent::{events::Events, inherited, log, uplink};
 
 /// Dials Tor relays for the router VM, and nothing else. Started by host-agent.
 #[derive(Parser)]
@@ -40,7 +40,7 @@ fn run() -> anyhow::Result<()> {
     let options = Options::parse();
     let listener = UnixListener::from(inherited::take(options.listen_fd).context("--listen-fd")?);
     let allow = File::from(inherited::take(options.allow_fd).context("--allow-fd")?);
-    log::to_stderr(&options.log)?;
+    log::to_stderr(&options.log, Events::default())?;
     let allowed = uplink::allow_list::AllowList::default();
     let followed = allowed.clone();
     thread::spawn(move || match followed.follow(allow) {

@@ -80,7 +80,8 @@ fn usage(usage: &VmUsage) -> String {
 }
 
 /// A number of bytes in the unit that suits it.
-fn bytes(count: u64) -> String {
+#[must_use]
+pub fn bytes(count: u64) -> String {
     match count {
         0..0x400 => format!("{count} B"),
         0x400..0x10_0000 => format!("{:.1} KiB", count as f64 / 1024.0),
@@ -102,7 +103,9 @@ pub fn circuits(circuits: &[CircuitStatus]) -> String {
     circuits.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-fn state(state: RouterState) -> &'static str {
+/// What the router VM does, in words.
+#[must_use]
+pub fn state(state: RouterState) -> &'static str {
     match state {
         RouterState::Starting => "starting",
         RouterState::Ready => "ready",

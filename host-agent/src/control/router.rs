@@ -17,7 +17,7 @@ pub(super) async fn run(inner: &Inner, stream: UnixStream) -> Result<(), Session
     {
         let mut model = inner.shared.model();
         model.program_lost();
-        model.tor.status = "the router program has just started".into();
+        model.tor_is("the router program has just started".into());
     }
     tracing::info!("the router program is connected");
     let reports = async {
