@@ -4,6 +4,7 @@
 //! bounded by [`BODY_BYTES_MAX`], connections by [`listener`].
 
 pub mod access;
+mod description;
 mod events;
 pub mod listener;
 mod object;
@@ -59,6 +60,8 @@ fn router(agent: Arc<Agent>) -> Router {
         .routes(routes!(tokens::revoke))
         .routes(routes!(shut_down))
         .split_for_parts();
+    // Fails only for maps whose keys are no texts.
+    let description = description::complete(&description).unwrap_or_default();
     router
         .route("/openapi.json", axum::routing::get(move || std::future::ready(Json(description.clone()))))
         .fallback(problem::not_found)
@@ -136,11 +139,14 @@ async fn vm_remove(State(agent): OfAgent, name: Result<Path<VmName>, PathRejecti
 }
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct AttachmentQuery {
     /// Memory of the VM in MiB, equal to its `-m`; 512 where not given.
+    #[param(minimum = 1, maximum = 1_048_576)]
     memory_mib: Option<u32>,
     /// MTU that the guest is told; guests take 1500 where none is given.
+    #[param(minimum = 576, maximum = 65520)]
     mtu: Option<u16>,
 }
 
@@ -167,6 +173,7 @@ async fn vm_attachment(
 }
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct CircuitsQuery {
     /// Only this VM's.
@@ -175,7 +182,10 @@ struct CircuitsQuery {
 }
 
 /// The circuits that carry, or carried, the VMs' streams.
-#[utoipa::path(get, path = "/circuits", params(CircuitsQuery), responses((status = 200, body = [CircuitStatus])))]
+#[utoipa::path(get, path = "/circuits", params(CircuitsQuery), responses(
+    (status = 200, body = [CircuitStatus]),
+    (status = 404, description = "There is no such VM"),
+))]
 async fn circuits(
     State(agent): OfAgent,
     query: Result<Query<CircuitsQuery>, QueryRejection>,

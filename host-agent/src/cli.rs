@@ -7,9 +7,11 @@
 //! | 2 | the command line is wrong |
 //! | 3 | the agent is not running |
 
+pub mod console;
 pub mod doctor;
 pub mod events;
 pub mod output;
+pub mod settings_file;
 pub mod token;
 pub mod top;
 pub mod up;
@@ -24,7 +26,7 @@ use wire::VmName;
 use crate::{
     client::{Client, ClientError},
     config::{Options, Settings},
-    status::{NewVm, Status, TokenScope},
+    status::{NewToken, NewVm, Status},
 };
 
 /// The onion router VM of this host: VMs reach the world through Tor and nothing else.
@@ -89,6 +91,8 @@ enum What {
         #[command(subcommand)]
         what: Vm,
     },
+    /// Do all of this interactively, with history and completion.
+    Console(Places),
     /// Tokens, for programs and people that may do less than everything.
     Token {
         #[command(subcommand)]
@@ -223,8 +227,9 @@ impl Oht {
         match self.what {
             What::Up { options, wait_s } => up::up(*options, config, wait_s, json).await?,
             What::Down(places) => {
+                let client = client(places.clone())?;
                 let settings = settings(places)?;
-                up::down(settings.run, settings.state, json).await?;
+                up::down(&client, settings.run, settings.state, json).await?;
             }
             What::Status(places) => {
                 let status: Status = client(places)?.get("/status").await?;
@@ -250,10 +255,12 @@ impl Oht {
                     vm::attach(&client(places)?, &name, memory_mib, mtu, json).await?;
                 }
             },
+            What::Console(places) => console::console(places.given(config, json)).await?,
             What::Token { what } => match what {
                 Token::New { monitor: _, vm, hours, places } => {
-                    let scope = vm.map_or(TokenScope::Monitor, |name| TokenScope::Vm { name });
-                    token::mint(&client(places)?, scope, hours * 3600, json).await?;
+                    let seconds = hours * 3600;
+                    let new = vm.map_or(NewToken::Monitor { seconds }, |name| NewToken::Vm { name, seconds });
+                    token::mint(&client(places)?, &new, json).await?;
                 }
                 Token::Narrow { check, places } => {
                     let file = places.token_file.context("which token? Say it with --token-file")?;
@@ -278,6 +285,18 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 impl Places {
+    /// What a console hands on to each of its commands.
+    fn given(self, config: Option<PathBuf>, json: bool) -> console::Given {
+        let places = [
+            ("run-dir", self.run_dir),
+            ("state-dir", self.state_dir),
+            ("socket", self.socket),
+            ("token-file", self.token_file),
+        ];
+        let given = |(name, path): (_, Option<PathBuf>)| path.map(|path| (name, path.display().to_string()));
+        console::Given { config, json, places: places.into_iter().filter_map(given).collect() }
+    }
+
     fn settings(self, config: Option<&std::path::Path>) -> anyhow::Result<Settings> {
         let options = Options { run_dir: self.run_dir, state_dir: self.state_dir, ..Options::default() };
         Ok(Settings::new(options, config)?)

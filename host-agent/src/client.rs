@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{self, Message, client::IntoClientRequest as _},
+    tungstenite::{self, Message, client::IntoClientRequest as _, error::ProtocolError},
 };
 use wire::VmName;
 
@@ -199,6 +199,10 @@ impl EventStream {
                 }
                 Some(Ok(Message::Close(_))) | None => return Ok(None),
                 Some(Ok(_)) => {}
+                // An agent that ends takes its connections with it.
+                Some(Err(tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => {
+                    return Ok(None);
+                }
                 Some(Err(error)) => return Err(ClientError::Http(error.to_string())),
             }
         }

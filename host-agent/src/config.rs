@@ -125,9 +125,10 @@ impl Settings {
     pub fn new(options: Options, config: Option<&Path>) -> Result<Settings, ConfigError> {
         let file = match config {
             Some(path) => read_file(path)?,
-            None => usual_file()
-                .filter(|path| path.exists())
-                .map_or_else(|| Ok(Options::default()), |path| read_file(&path))?,
+            None => {
+                let usual = usual_file();
+                if usual.exists() { read_file(&usual)? } else { Options::default() }
+            }
         };
         let memory_mib = options.memory_mib.or(file.memory_mib).unwrap_or(MEMORY_MIB);
         if !(48..=65536).contains(&memory_mib) {
@@ -194,9 +195,14 @@ fn read_file(path: &Path) -> Result<Options, ConfigError> {
     toml::from_str(&text).map_err(|error| ConfigError::Toml { path: path.into(), message: error.to_string() })
 }
 
-fn usual_file() -> Option<PathBuf> {
-    let system = PathBuf::from("/etc/oht/agent.toml");
-    Some(if paths::is_root() { system } else { paths::xdg("XDG_CONFIG_HOME", ".config").join("oht/agent.toml") })
+/// The configuration file that is read where none is given, if it is there.
+#[must_use]
+pub fn usual_file() -> PathBuf {
+    if paths::is_root() {
+        "/etc/oht/agent.toml".into()
+    } else {
+        paths::xdg("XDG_CONFIG_HOME", ".config").join("oht/agent.toml")
+    }
 }
 
 #[cfg(test)]

@@ -183,29 +183,39 @@ pub struct Attachment {
     pub socket: String,
 }
 
-/// What a client may do who is not trusted with everything.
+/// A token to make: what it allows, and for how long.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum TokenScope {
-    /// Read everything, change nothing.
-    Monitor,
-    /// Everything that concerns this VM.
+#[serde(tag = "scope", rename_all = "snake_case", deny_unknown_fields)]
+pub enum NewToken {
+    /// Reading everything, changing nothing.
+    Monitor {
+        /// For how long: at most 31 days.
+        #[schema(minimum = 1, maximum = 2_678_400)]
+        #[serde(deserialize_with = "whole")]
+        seconds: u32,
+    },
+    /// Everything that concerns one VM.
     Vm {
         /// Its name.
         #[schema(value_type = String, max_length = 63)]
         name: wire::VmName,
+        /// For how long: at most 31 days.
+        #[schema(minimum = 1, maximum = 2_678_400)]
+        #[serde(deserialize_with = "whole")]
+        seconds: u32,
     },
 }
 
-/// A token to make.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewToken {
-    /// What it allows.
-    pub scope: TokenScope,
-    /// For how long, in seconds: at most 31 days.
-    #[schema(minimum = 1, maximum = 2_678_400)]
-    pub seconds: u32,
+/// A number without a fraction, as JSON Schema means it: 60.0 is one.
+fn whole<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    let whole = number.as_u64().or_else(|| {
+        let float = number.as_f64().filter(|float| float.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(float));
+        // Within the range, and whole.
+        float.map(|float| float as u64)
+    });
+    let number = whole.and_then(|whole| u32::try_from(whole).ok());
+    number.ok_or_else(|| serde::de::Error::custom("a whole number from 0 to 4294967295 is needed"))
 }
 
 /// A token that was made.

@@ -22,6 +22,7 @@ use crate::{
 const MESSAGE_BYTES_MAX: usize = 1024;
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EventsQuery {
     /// Only what is about this VM.

@@ -11,7 +11,7 @@ use axum::{
 use key_tree::{RevocationId, Scope, TokenError};
 
 use super::{Answer, OfAgent, object::Object, problem::Failed};
-use crate::status::{MintedToken, NewToken, Problem, TokenScope};
+use crate::status::{MintedToken, NewToken, Problem};
 
 /// The longest time that a token may be good for: 31 days.
 pub(crate) const TOKEN_SECONDS_MAX: u32 = 31 * 86_400;
@@ -25,15 +25,15 @@ pub(super) async fn mint(
     State(agent): OfAgent,
     body: Result<Json<Object<NewToken>>, JsonRejection>,
 ) -> Answer<(StatusCode, Json<MintedToken>)> {
-    let Json(Object(NewToken { scope, seconds })) = body?;
+    let Json(Object(new)) = body?;
+    let (scope, seconds) = match new {
+        NewToken::Monitor { seconds } => (Scope::Monitor, seconds),
+        NewToken::Vm { name, seconds } => (Scope::Vm(name.as_str().parse().map_err(internal)?), seconds),
+    };
     if !(1..=TOKEN_SECONDS_MAX).contains(&seconds) {
         let problem = format!("a token lasts 1 to {TOKEN_SECONDS_MAX} seconds, not {seconds}");
         return Err(Failed::new(StatusCode::UNPROCESSABLE_ENTITY, problem));
     }
-    let scope = match scope {
-        TokenScope::Monitor => Scope::Monitor,
-        TokenScope::Vm { name } => Scope::Vm(name.as_str().parse().map_err(internal)?),
-    };
     let minted = agent.tokens().mint(&scope, seconds.into())?;
     let (id, until) = (minted.id.to_string(), minted.until.as_unix());
     Ok((StatusCode::CREATED, Json(MintedToken { token: minted.token, id, until })))

@@ -9,15 +9,15 @@ use key_tree::rand_core::OsRng;
 use super::output;
 use crate::{
     client::Client,
-    status::{MintedToken, NewToken, TokenScope},
+    status::{MintedToken, NewToken},
 };
 
 /// Makes a token.
 ///
 /// # Errors
 /// When the agent refuses, or is not there.
-pub async fn mint(client: &Client, scope: TokenScope, seconds: u32, json: bool) -> anyhow::Result<()> {
-    let minted: MintedToken = client.post("/tokens", &NewToken { scope, seconds }).await?;
+pub async fn mint(client: &Client, new: &NewToken, json: bool) -> anyhow::Result<()> {
+    let minted: MintedToken = client.post("/tokens", new).await?;
     if json {
         return output::json(&minted);
     }

@@ -173,8 +173,7 @@ impl Progress {
 ///
 /// # Errors
 /// When it does not end in time.
-pub async fn down(run: RunDir, state: StateDir, json: bool) -> anyhow::Result<()> {
-    let client = Client::new(run.api());
+pub async fn down(client: &Client, run: RunDir, state: StateDir, json: bool) -> anyhow::Result<()> {
     let was_running = match client.get::<Status>("/status").await {
         Ok(status) => {
             // Opened before it is told to end, so that it cannot be another process.
