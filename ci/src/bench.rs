@@ -11,6 +11,7 @@
 //! | `bench flows` | `flows_…`: what open flows cost | [`flows`] |
 //! | `bench gateway-vm` | `gateway_vm_…`: a VM behind ours, against one behind a gateway VM with C tor | [`gateway_vm`] |
 //! | `bench tor` | `tor_…`: bulk downloads, against C tor's SOCKS and TransPort | [`tor`] |
+//! | `bench agent` | `agent_…`: the host agent's answers, memory, new VMs and routes | [`agent`] |
 //! | `bench pps` | `pps_…`: packets per second of the port | [`pps`] |
 //!
 //! `bench all` is every one.
@@ -18,6 +19,7 @@
 //! Figures go to stdout and nothing else does ([`crate::figures`]); what happens meanwhile goes to stderr. A figure
 //! that cannot be had is a line that says why, and the next one is taken: one broken peer hides nothing else.
 
+mod agent;
 mod back_end;
 mod boot;
 mod c_tor;
@@ -81,6 +83,8 @@ enum What {
     Tor,
     /// Packets per second of the port.
     Pps,
+    /// The host agent: its answers, its memory, new VMs, routes.
+    Agent,
     /// Every one. The first time it takes some minutes more, to make what the peers need.
     All,
 }
@@ -108,7 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             failed.push(name);
         }
     };
-    if [What::Boot, What::Path, What::Embedded, What::Tor].into_iter().any(wanted) {
+    if [What::Boot, What::Path, What::Embedded, What::Tor, What::Agent].into_iter().any(wanted) {
         if wanted(What::Boot) {
             image_size()?;
         }
@@ -123,6 +127,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         if wanted(What::Embedded) {
             take("embedded", path::run_embedded(&dir.join("embedded"), &world, args.runs));
+        }
+        if wanted(What::Agent) {
+            take("agent", agent::run(&dir.join("agent"), &world, args.runs));
         }
         if wanted(What::Tor) {
             take("tor", tor::run(&dir.join("tor"), &world, args.runs));
