@@ -3,6 +3,7 @@
 //! Whoever can open the socket may use all of it; the run directory is closed to other users. Every error is a problem
 //! document (RFC 9457), those of the framework too. Bodies are bounded by [`BODY_BYTES_MAX`].
 
+mod keys;
 mod object;
 pub mod problem;
 
@@ -27,6 +28,7 @@ use crate::{
     attach, metrics,
     status::{Attachment, CircuitStatus, NewVm, Problem, Status, VmStatus},
 };
+pub(crate) use keys::{Revoked, SealedRoot, SetUpDone, UnlockedBy};
 use object::Object;
 use problem::Failed;
 
@@ -50,6 +52,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .routes(routes!(vm_attachment))
         .routes(routes!(circuits))
         .routes(routes!(shut_down))
+        .merge(keys::routes())
         .split_for_parts();
     router
         .route("/openapi.json", axum::routing::get(move || std::future::ready(Json(description.clone()))))

@@ -8,6 +8,7 @@
 //! | 3 | the agent is not running |
 
 pub mod doctor;
+mod key;
 pub mod output;
 pub mod up;
 pub mod vm;
@@ -70,6 +71,11 @@ enum What {
         #[command(subcommand)]
         what: Vm,
     },
+    /// The keys of this host and its VMs: identities that expire by themselves.
+    Key {
+        #[command(subcommand)]
+        what: Box<key::Key>,
+    },
     /// Write the man pages.
     Man {
         /// Where to; it must be there.
@@ -107,6 +113,13 @@ enum Vm {
     },
     /// List the VMs.
     List(Places),
+    /// Give a VM a fresh key; the one it had is revoked at once, and the keys of its services with it.
+    NewIdentity {
+        /// Which.
+        name: VmName,
+        #[command(flatten)]
+        places: Places,
+    },
     /// Print what attaches a VM: arguments for QEMU, on one line.
     Attach {
         /// Which.
@@ -173,11 +186,13 @@ impl Oht {
                     vm::add(&client(places)?, NewVm { name, optimistic, resolve }, json).await?;
                 }
                 Vm::Rm { name, places } => vm::remove(&client(places)?, &name, json).await?,
+                Vm::NewIdentity { name, places } => key::new_identity(&client(places)?, &name, json).await?,
                 Vm::List(places) => vm::list(&client(places)?, json).await?,
                 Vm::Attach { name, memory_mib, mtu, places, qemu: _ } => {
                     vm::attach(&client(places)?, &name, memory_mib, mtu, json).await?;
                 }
             },
+            What::Key { what } => what.run(&client, json).await?,
             What::Man { directory } => clap_mangen::generate_to(Oht::command(), directory)?,
             What::Completions { shell } => completions(shell),
         }

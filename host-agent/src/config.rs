@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -41,6 +42,12 @@ pub struct Options {
     /// A directory to look for helper programs in; may be given several times.
     #[arg(long, value_name = "DIR")]
     pub programs: Vec<PathBuf>,
+    /// Keep keys in memory only: they vanish with the agent, and a key store that is there is left alone.
+    #[arg(long)]
+    pub ephemeral: bool,
+    /// Lock the key store when it was not used for so long; never where nothing is given.
+    #[arg(long, value_name = "SECONDS")]
+    pub auto_lock_s: Option<u64>,
     /// What to log: error, warn, info, debug.
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,
@@ -63,6 +70,10 @@ pub struct Settings {
     pub memory_mib: u32,
     /// Where to look for helper programs first.
     pub programs: Vec<PathBuf>,
+    /// Whether keys are in memory only.
+    pub ephemeral: bool,
+    /// After how long without use the key store is locked.
+    pub auto_lock: Option<Duration>,
     /// What to log.
     pub log: String,
 }
@@ -131,6 +142,8 @@ impl Settings {
             accel: options.accel.or(file.accel).as_deref().unwrap_or("auto").parse()?,
             memory_mib,
             programs: [options.programs, file.programs].concat(),
+            ephemeral: options.ephemeral || file.ephemeral,
+            auto_lock: options.auto_lock_s.or(file.auto_lock_s).map(Duration::from_secs),
             log: options.log.or(file.log).unwrap_or_else(|| "info".into()),
         })
     }
@@ -165,7 +178,11 @@ impl Options {
         add("--accel", self.accel.clone().map(Into::into));
         add("--memory-mib", self.memory_mib.map(|mib| mib.to_string().into()));
         self.programs.iter().for_each(|directory| add("--programs", Some(path(directory))));
+        add("--auto-lock-s", self.auto_lock_s.map(|seconds| seconds.to_string().into()));
         add("--log", self.log.clone().map(Into::into));
+        if self.ephemeral {
+            arguments.push("--ephemeral".into());
+        }
         arguments
     }
 }
@@ -234,6 +251,8 @@ mod tests {
             run_dir: Some("/r".into()),
             programs: vec!["/a".into(), "/b".into()],
             memory_mib: Some(64),
+            ephemeral: true,
+            auto_lock_s: Some(600),
             ..Options::default()
         };
         #[derive(clap::Parser)]

@@ -31,12 +31,15 @@ use std::{
     time::Duration,
 };
 
-use key_tree::{Clock, IssueError, KeyPair, Level, Now, Refusal, RootKey, Terms, Timestamp, Validity, issue, rand_core::OsRng};
+use key_tree::{
+    Clock, IssueError, KeyPair, Level, Now, Refusal, RootKey, Terms, Timestamp, Validity, issue, rand_core::OsRng,
+};
 use tokio::sync::Notify;
 use wire::VmName;
 
 pub use limits::{Limits, LimitsError};
 pub use setup::{HostRequest, SetUp, UnlockWith};
+pub use uses::file_message;
 
 use crate::{
     router_vm::words,
@@ -132,7 +135,9 @@ pub enum KeysError {
         ours: String,
     },
     /// No key is awaiting a grant.
-    #[error("the grant is not for the key that this agent asked it for: ask again, without restarting the agent in between")]
+    #[error(
+        "the grant is not for the key that this agent asked it for: ask again, without restarting the agent in between"
+    )]
     NotAsked,
     /// The root's grant breaks a law of the tree, or is none.
     #[error("the grant of the root is refused: {0}")]
@@ -162,7 +167,10 @@ pub enum KeysError {
     #[error("the VM {0} has {max} keys for its purposes, which is all it may have: revoke one", max = tree::LEAVES_MAX)]
     LeavesFull(VmName),
     /// Too much was revoked.
-    #[error("{} grants are revoked and not yet ended: no more can be remembered before some end, at most a day", tree::REVOKED_MAX)]
+    #[error(
+        "{} grants are revoked and not yet ended: no more can be remembered before some end, at most a day",
+        tree::REVOKED_MAX
+    )]
     RevokedFull,
 }
 
@@ -180,7 +188,8 @@ impl Keys {
             Ok(None) if places.ephemeral || !places.sealed_root.exists() => in_memory(places.ephemeral, now),
             Ok(None) => {
                 let (root, store) = (places.sealed_root.display(), vault.path().display());
-                let why = format!("there is a sealed root ({root}) and no key store ({store}): `oht key restore` makes one");
+                let why =
+                    format!("there is a sealed root ({root}) and no key store ({store}): `oht key restore` makes one");
                 (Mode::Damaged { why }, None)
             }
             Ok(Some(_)) => (Mode::Locked { note: String::new() }, None),
@@ -418,15 +427,20 @@ impl Inner {
             Mode::Memory { ephemeral: true, .. } => (KeysState::Ephemeral, "in memory only".into()),
             Mode::Memory { .. } => (KeysState::NotKept, "keys are not kept: `oht key init`".into()),
             Mode::Locked { note } if note.is_empty() => (KeysState::Locked, "locked: `oht key unlock`".into()),
-            Mode::Locked { note } => (KeysState::Locked, format!("locked ({}): `oht key unlock`", note.trim_end_matches("; "))),
+            Mode::Locked { note } => {
+                (KeysState::Locked, format!("locked ({}): `oht key unlock`", note.trim_end_matches("; ")))
+            }
             Mode::Damaged { why } => (KeysState::Damaged, why.clone()),
-            Mode::Unlocked { .. } => (KeysState::Unlocked, match (refusal, end) {
-                (Some(refusal), _) => format!("{refusal}: `oht key renew`"),
-                (None, Some(end)) if end.seconds_since(now.timestamp()) < HOST_RENEWAL_SECONDS => {
-                    format!("the host's grant ends at {end}: `oht key renew`")
-                }
-                _ => "unlocked".into(),
-            }),
+            Mode::Unlocked { .. } => (
+                KeysState::Unlocked,
+                match (refusal, end) {
+                    (Some(refusal), _) => format!("{refusal}: `oht key renew`"),
+                    (None, Some(end)) if end.seconds_since(now.timestamp()) < HOST_RENEWAL_SECONDS => {
+                        format!("the host's grant ends at {end}: `oht key renew`")
+                    }
+                    _ => "unlocked".into(),
+                },
+            ),
         };
         let root = self.tree.as_ref().map(|tree| tree.root.to_string());
         KeysStatus { state, detail, root, host_until: end.map(Timestamp::as_unix) }

@@ -1,16 +1,15 @@
 //! The daemon.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use host_agent::{
-    agent::Agent,
-    api,
     config::{Options, Settings},
+    daemon,
+    keys::time::SystemTime,
     log,
 };
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs the onion router VM of this host.
 #[derive(Parser)]
@@ -48,23 +47,5 @@ fn start() -> anyhow::Result<()> {
     let settings = Settings::new(*options, config.as_deref())?;
     log::to_stderr(&settings.log).context("--log")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("no runtime")?.block_on(run(settings))
-}
-
-async fn run(settings: Settings) -> anyhow::Result<()> {
-    let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (agent, parts, socket, mut end) = Agent::start(settings).await?;
-    let agent = Arc::new(agent);
-    socket.set_nonblocking(true)?;
-    let socket = tokio::net::UnixListener::from_std(socket)?;
-    let serving = axum::serve(socket, api::router(Arc::clone(&agent)));
-    let serving = tokio::spawn(async move { serving.await });
-    tokio::select! {
-        () = end.wanted() => tracing::info!("asked to end"),
-        _ = terminated.recv() => tracing::info!("SIGTERM"),
-        _ = interrupted.recv() => tracing::info!("SIGINT"),
-    }
-    agent.end(parts).await;
-    serving.abort();
-    Ok(())
+    runtime.context("no runtime")?.block_on(daemon::run(settings, Box::new(SystemTime)))
 }

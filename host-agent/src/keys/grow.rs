@@ -43,12 +43,20 @@ pub(super) fn leaf_again(tree: &Tree, id: &LeafId, limits: Limits, now: Now) -> 
 fn leaf_with(tree: &Tree, id: &LeafId, key: KeyPair, limits: Limits, now: Now) -> Result<Edit, KeysError> {
     let parent = tree.vms.get(&id.vm).ok_or_else(|| KeysError::NoVm(id.vm.clone()))?;
     let seconds = limits.seconds()?;
-    let terms = limits.terms(id.level(), id.name.clone(), span(now, seconds, &parent.chain).ok_or(KeysError::HostEnded)?)?;
+    let terms =
+        limits.terms(id.level(), id.name.clone(), span(now, seconds, &parent.chain).ok_or(KeysError::HostEnded)?)?;
     Ok(Edit::Leaf(id.clone(), Box::new(grown(tree, parent, key, &terms, limits, now)?)))
 }
 
 /// A key with a grant of `parent`.
-fn grown(tree: &Tree, parent: &Owned, key: KeyPair, terms: &Terms, limits: Limits, now: Now) -> Result<Owned, KeysError> {
+fn grown(
+    tree: &Tree,
+    parent: &Owned,
+    key: KeyPair,
+    terms: &Terms,
+    limits: Limits,
+    now: Now,
+) -> Result<Owned, KeysError> {
     tree.live(&parent.chain, now).map_err(KeysError::Refused)?;
     let chain = issue(&parent.key()?, &parent.chain, &key.public(), terms, now, &mut OsRng)?;
     Ok(Owned::new(&key, chain, limits))

@@ -13,12 +13,12 @@ use std::{
     path::Path,
 };
 
+use super::{Change, StoreError, Values, Vault, file, refused, sealed::SealKey};
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable, StorageBackend as _, StorageError,
     TableDefinition, backends::InMemoryBackend,
 };
 use sha2::{Digest as _, Sha256};
-use super::{Change, StoreError, Values, Vault, file, refused, sealed::SealKey};
 
 const VALUES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("values");
 
