@@ -5,6 +5,8 @@
 //! to use and which VMs to serve ([`control`]), and serves an HTTP API on an AF_UNIX socket ([`api`]), which the command
 //! uses ([`client`], [`cli`]). It opens no network socket and never reads a frame.
 //!
+//! It holds the keys of this host and its VMs ([`keys`]), sealed in a store ([`store`]) or in memory.
+//!
 //! Invariants:
 //! - One agent for each run directory and each state directory ([`lock`]).
 //! - Listening sockets belong to the agent and are inherited by its children, so that whoever connects while a child is

@@ -142,6 +142,3 @@ fn is_gain(tree: &Tree, owned: &Owned, next: &Owned, now: Now) -> bool {
 pub(super) fn name(vm: &VmName) -> Name {
     vm.as_str().parse().expect("both are labels of DNS")
 }
-
-#[cfg(test)]
-mod tests;

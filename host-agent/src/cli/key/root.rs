@@ -32,7 +32,7 @@ const CLOCKS_DIFFER_SECONDS: u64 = 3600;
 
 /// How shares are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Form {
+pub(in crate::cli) enum Form {
     /// 46 words each.
     Words,
     /// The text of its QR code.

@@ -16,7 +16,7 @@ const LINE_BYTES_MAX: u64 = 4096;
 
 /// Where passphrases come from.
 #[derive(Clone, Debug, clap::Args)]
-pub(super) struct From {
+pub(in crate::cli) struct From {
     /// Read passphrases from standard input, a line each, in the order in which they would be asked for.
     #[arg(long, conflicts_with = "passphrase_fd")]
     passphrase_stdin: bool,
@@ -27,7 +27,7 @@ pub(super) struct From {
 
 /// What is to unlock the store.
 #[derive(Clone, Debug, clap::Args)]
-pub(super) struct By {
+pub(in crate::cli) struct By {
     /// Unlock the store by a key in this file, without a person, at every start of the agent; the file is made where it
     /// is not there. It must be readable by the agent's user only.
     #[arg(long, value_name = "FILE", conflicts_with = "credential")]
