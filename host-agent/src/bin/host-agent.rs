@@ -47,5 +47,5 @@ fn start() -> anyhow::Result<()> {
     let settings = Settings::new(*options, config.as_deref())?;
     log::to_stderr(&settings.log).context("--log")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("no runtime")?.block_on(daemon::run(settings, Box::new(SystemTime)))
+    Ok(runtime.context("no runtime")?.block_on(daemon::run(settings, Box::new(SystemTime)))?)
 }

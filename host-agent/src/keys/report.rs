@@ -8,10 +8,11 @@ use super::{limits::Limits, tree::Tree};
 use crate::hex;
 
 /// Where the keys are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KeysState {
     /// In memory: they vanish with the agent. `oht key init` makes keys that are kept.
+    #[default]
     NotKept,
     /// In memory, as was wished for.
     Ephemeral,
@@ -24,7 +25,7 @@ pub enum KeysState {
 }
 
 /// How the keys are.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct KeysStatus {
     /// Where they are.
     pub state: KeysState,

@@ -131,17 +131,20 @@ impl Keys {
         if let Mode::Unlocked { .. } = inner.mode {
             inner.lock("")?;
         }
-        if let Some(sealed) = &given.sealed_root {
-            store::write_private(&self.sealed_root, sealed.as_bytes())?;
-        }
         let stamp = now.timestamp().to_string().replace(':', "");
+        if let Some(sealed) = &given.sealed_root {
+            self.keep_sealed(sealed, &stamp)?;
+        }
         let aside = if given.replace { self.vault.move_aside(&stamp)? } else { None };
         match self.vault.create(&unlock, &values) {
             Ok(disk) => inner.mode = Mode::Unlocked { disk },
             Err(error) => {
+                // Back to where everything was, so that nothing is lost by trying, and it can be tried again.
                 if let Some(aside) = &aside {
-                    // Back to where it was, so that nothing is lost by trying.
                     let _ = std::fs::rename(aside, self.vault.path());
+                }
+                if !given.replace && given.sealed_root.is_some() {
+                    let _ = std::fs::remove_file(&self.sealed_root);
                 }
                 return Err(error.into());
             }
@@ -152,21 +155,34 @@ impl Keys {
         Ok(aside)
     }
 
-    /// A sealed root that is there is not replaced by that of another one.
+    /// A sealed root that is there is not replaced by that of another one, nor by that of a new one.
     fn check_sealed(&self, given: &SetUp, root: PublicKey) -> Result<(), KeysError> {
-        let there = match std::fs::read_to_string(&self.sealed_root) {
-            Ok(text) => RootKey::public_of_sealed(&text).ok(),
-            Err(_) => None,
-        };
-        if there.is_some_and(|there| there != root) && given.sealed_root.is_some() {
+        let Some(sealed) = &given.sealed_root else { return Ok(()) };
+        let is_other = self.public_of_kept().is_some_and(|kept| kept != root);
+        if is_other || (!given.replace && self.sealed_root.exists()) {
             return Err(KeysError::RootThere(self.sealed_root.clone()));
         }
-        let Some(sealed) = &given.sealed_root else { return Ok(()) };
         let public = RootKey::public_of_sealed(sealed).map_err(|error| KeysError::BadGrant(error.to_string()))?;
         if public == root {
             return Ok(());
         }
         Err(KeysError::OtherRoot { given: public.to_string(), ours: root.to_string() })
+    }
+
+    /// The root whose sealed key is here, if it is undamaged.
+    fn public_of_kept(&self) -> Option<PublicKey> {
+        let text = std::fs::read_to_string(&self.sealed_root).ok()?;
+        RootKey::public_of_sealed(&text).ok()
+    }
+
+    /// Keeps the sealed root. A damaged one that is there is moved aside.
+    fn keep_sealed(&self, sealed: &str, stamp: &str) -> Result<(), KeysError> {
+        if self.sealed_root.exists() && self.public_of_kept().is_none() {
+            let aside = self.sealed_root.with_extension(format!("age.aside-{stamp}"));
+            let failed = |source| StoreError::Io { attempt: "rename", path: self.sealed_root.clone(), source };
+            std::fs::rename(&self.sealed_root, aside).map_err(failed)?;
+        }
+        Ok(store::write_private(&self.sealed_root, sealed.as_bytes())?)
     }
 
     /// Takes a new grant of the root: the host's new key replaces the one it had, which stays valid until it ends.

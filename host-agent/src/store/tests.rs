@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use redb::ReadableTable as _;
 use tempfile::TempDir;
 
 use super::*;
@@ -120,9 +121,9 @@ fn every_flipped_bit_is_refused_or_of_no_importance() {
     let path = place.vault.path().join("store.redb");
     let whole = fs::read(&path).unwrap();
     let zeroes = vec![0; 64];
-    // Every bit of the header; then some in each stretch that is not empty.
+    // One bit of every byte of the header, and one in each stretch that is not empty.
     let stretches = (0..whole.len()).step_by(64).filter(|at| whole[*at..].get(..64) != Some(zeroes.as_slice()));
-    let bits = (0..320 * 8).chain(stretches.map(|at| (at + at / 64 % 64) * 8 + at / 64 % 8));
+    let bits = (0..320).map(|at| at * 8 + at % 8).chain(stretches.map(|at| (at + at / 64 % 64) * 8 + at / 64 % 8));
     let (mut refused, mut harmless) = (0, 0);
     for bit in bits {
         let mut changed = whole.clone();
@@ -147,7 +148,7 @@ fn every_flipped_bit_is_refused_or_of_no_importance() {
         file::replace(&mark, &key.seal("mark", &6_u64.to_le_bytes())).unwrap();
     }
     println!("{refused} flips were refused, {harmless} were of no importance");
-    assert!(refused > 200, "{refused}");
+    assert!(refused > 100, "{refused}");
 }
 
 #[test]
