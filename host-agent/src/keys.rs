@@ -75,6 +75,8 @@ struct Inner {
     pending: Option<KeyPair>,
     /// When a secret was used last, by the monotonic clock.
     used: Duration,
+    /// The clock's floor that is in the store.
+    stored: Timestamp,
 }
 
 /// Where the keys are kept.
@@ -195,7 +197,7 @@ impl Keys {
             Ok(Some(_)) => (Mode::Locked { note: String::new() }, None),
             Err(error) => (Mode::Damaged { why: words(&error) }, None),
         };
-        let inner = Mutex::new(Inner { mode, tree, clock, pending: None, used });
+        let inner = Mutex::new(Inner { mode, tree, clock, pending: None, used, stored: Timestamp::default() });
         let (sealed_root, auto_lock, changed) = (places.sealed_root, places.auto_lock, Notify::new());
         let keys = Keys { time, vault, sealed_root, auto_lock, inner, changed };
         keys.unlock_alone();
@@ -243,6 +245,7 @@ impl Keys {
         };
         let floor = floor.max(inner.clock.floor());
         inner.clock = Clock::resume(floor, self.time.monotonic());
+        inner.stored = floor;
         inner.tree = Some(tree);
         inner.mode = Mode::Unlocked { disk };
         drop(inner);
@@ -356,6 +359,12 @@ impl Keys {
         let mut inner = self.inner();
         inner.used = self.time.monotonic();
         let now = inner.now(&*self.time);
+        // What is decided at a time must not be decided otherwise later: a time that has jumped is stored first.
+        if now.timestamp().seconds_since(inner.stored) > FLOOR_INTERVAL.as_secs()
+            && let Err(error) = inner.commit(vec![])
+        {
+            tracing::warn!(error = words(&error), "cannot store the time");
+        }
         (inner, now)
     }
 }
@@ -380,6 +389,7 @@ impl Inner {
             let mut changes = edits.iter().map(Edit::change).collect::<Result<Vec<_>, _>>()?;
             changes.push(tree::floor_change(self.clock.floor()));
             disk.write(&changes)?;
+            self.stored = self.clock.floor();
         }
         if let Some(tree) = &mut self.tree {
             tree.apply(edits);

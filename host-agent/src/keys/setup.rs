@@ -149,6 +149,7 @@ impl Keys {
                 return Err(error.into());
             }
         }
+        inner.stored = clock.floor();
         (inner.tree, inner.clock, inner.pending) = (Some(tree), clock, None);
         drop(inner);
         self.changed.notify_one();
@@ -198,7 +199,7 @@ impl Keys {
         }
         let root = inner.tree()?.root;
         let host = granted(inner.pending.as_ref(), root, grant)?;
-        let before = inner.clock.clone();
+        let (before, stored) = (inner.clock.clone(), inner.stored);
         if set_clock {
             // As `Clock::set_back` does for who has the root; here its fresh signature stands for it.
             inner.clock = Clock::resume(self.time.wall(), self.time.monotonic());
@@ -206,7 +207,7 @@ impl Keys {
         }
         let next = inner.tree()?.host.succeeded_by(host, now);
         if let Err(error) = inner.commit(vec![Edit::Host(Box::new(next))]) {
-            inner.clock = before;
+            (inner.clock, inner.stored) = (before, stored);
             return Err(error);
         }
         inner.pending = None;
