@@ -7,6 +7,8 @@ use std::{
     io::Write as _,
     path::PathBuf,
     process::{Command, Output, Stdio},
+    thread,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -305,18 +307,20 @@ fn an_agent_that_is_killed_while_it_writes_keys_loses_nothing_it_had_acknowledge
     let mut seen = vec![];
     let mut acknowledged = branch(&world, "web")["key"].clone();
     for round in 0..15 {
-        let patience = std::time::Duration::from_millis(7 * (round % 5) + 5);
-        let killer = {
-            let pid = i32::try_from(world.agent.as_ref().unwrap().id()).unwrap();
-            std::thread::spawn(move || {
-                std::thread::sleep(patience);
-                world::kill(pid);
-            })
-        };
-        while let Some((200, answer)) = world.request("POST", "/vms/web/new-identity", "") {
+        let pid = i32::try_from(world.agent.as_ref().unwrap().id()).unwrap();
+        let mut killer = None;
+        for asked in 0.. {
+            if asked == round % 4 {
+                // Somewhere in the next writes.
+                killer = Some(thread::spawn(move || {
+                    thread::sleep(Duration::from_millis(round));
+                    world::kill(pid);
+                }));
+            }
+            let Some((200, answer)) = world.request("POST", "/vms/web/new-identity", "") else { break };
             seen.push(std::mem::replace(&mut acknowledged, answer["key"].clone()));
         }
-        killer.join().unwrap();
+        killer.unwrap().join().unwrap();
         restart(&mut world);
         let there = json(&world, &["key", "tree"], "");
         assert_eq!(there["keys"]["state"], "unlocked", "{there}");
