@@ -7,6 +7,8 @@
 //!
 //! The locks come first: from then on every socket in the run directory is ours or stale.
 
+mod keys;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -14,7 +16,7 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::net::UnixListener,
     },
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::{Instant, SystemTime},
 };
 
@@ -34,6 +36,7 @@ use crate::{
     config::{ConfigError, Settings},
     control::Control,
     events::{Events, Listener},
+    keys::{Keys, KeysError, time::TimeSource},
     lock::{self, Lock, LockError},
     model::Model,
     paths::PathError,
@@ -71,6 +74,9 @@ pub enum AgentError {
     /// QEMU cannot be used.
     #[error(transparent)]
     Version(#[from] qemu::VersionError),
+    /// The keys do not do it.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// A socket cannot be made asynchronous.
     #[error("cannot use a socket")]
     Io(#[from] io::Error),
@@ -88,6 +94,7 @@ pub struct Agent {
     vms: watch::Sender<Vms>,
     control: Control,
     tokens: Tokens,
+    keys: Arc<Keys>,
     end: Stopper,
     _locks: [Lock; 2],
 }
@@ -97,6 +104,7 @@ pub struct Parts {
     router: (Stopper, JoinHandle<()>),
     uplink: (Stopper, JoinHandle<()>),
     control: JoinHandle<()>,
+    keys: JoinHandle<()>,
 }
 
 /// The port of one VM.
@@ -114,6 +122,7 @@ impl Agent {
     pub async fn start(
         settings: Settings,
         events: Events,
+        time: Box<dyn TimeSource>,
     ) -> Result<(Agent, Parts, Vec<UnixListener>, Stop), AgentError> {
         settings.run.check()?;
         settings.state.create()?;
@@ -145,6 +154,7 @@ impl Agent {
         if let Some(shared) = &settings.shared_socket {
             api.push(sockets::listen_for_all(shared)?);
         }
+        let keys = keys::open(&settings, time).await?;
         let (vms, watched) = watch::channel(Vms::new());
         let control = Control::new(shared.clone(), network, watched, settings.state.relays());
         let listener = asynchronous(sockets::listen(&settings.run.vsock_port(CONTROL_PORT))?)?;
@@ -161,11 +171,14 @@ impl Agent {
             vms,
             control: control.clone(),
             tokens: Tokens::default(),
+            keys,
             end,
             settings: settings.clone(),
             _locks: locks,
         };
         agent.adopt(table).await;
+        agent.reconcile_keys().await;
+        let turning = agent.turn_keys();
         let allowed = control.allowed();
         let serving = tokio::spawn(control.clone().serve(listener));
         let uplink = uplink(settings.clone(), programs.clone(), uplink_listener, allowed, control.clone());
@@ -175,6 +188,7 @@ impl Agent {
             router: (router_stopper, tokio::spawn(router.run(router_stop))),
             uplink: (uplink_stopper, tokio::spawn(uplink)),
             control: serving,
+            keys: turning,
         };
         Ok((agent, parts, api, end_wanted))
     }
@@ -200,10 +214,18 @@ impl Agent {
         let mut ports = self.changing.lock().await;
         let mut table = self.table().clone();
         let link_port = table.add(vm.clone(), options)?;
-        let port = self.start_port(&vm, link_port)?;
+        self.add_key(&vm).await?;
+        let port = match self.start_port(&vm, link_port) {
+            Ok(port) => port,
+            Err(error) => {
+                self.remove_key(&vm).await;
+                return Err(error);
+            }
+        };
         if let Err(error) = table.save(&self.settings.state.vms()) {
             port.end().await;
             self.remove_sockets(&vm, link_port);
+            self.remove_key(&vm).await;
             return Err(error.into());
         }
         ports.insert(vm.clone(), port);
@@ -228,6 +250,7 @@ impl Agent {
         if let Some(port) = ports.remove(vm) {
             port.end().await;
         }
+        self.remove_key(vm).await;
         self.shared.model().vm_removed(vm);
         self.remove_sockets(vm, link_port);
         Ok(())
@@ -280,6 +303,7 @@ impl Agent {
             tor: model.tor.clone(),
             processes: model.processes(now),
             vms: model.vms(&self.settings.run),
+            keys: self.keys.status(),
             failures,
             failures_total,
         }
@@ -323,6 +347,7 @@ impl Agent {
         parts.uplink.0.stop();
         let _ = parts.uplink.1.await;
         parts.control.abort();
+        parts.keys.abort();
         let run = &self.settings.run;
         for (name, Vm { link_port, .. }) in self.table().all() {
             self.remove_sockets(name, *link_port);

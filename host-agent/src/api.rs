@@ -6,6 +6,7 @@
 pub mod access;
 mod description;
 mod events;
+mod keys;
 pub mod listener;
 mod object;
 pub mod problem;
@@ -32,6 +33,7 @@ use crate::{
     attach, metrics,
     status::{Attachment, CircuitStatus, NewVm, Problem, Status, VmStatus},
 };
+pub(crate) use keys::{Revoked, SealedRoot, SetUpDone, UnlockedBy};
 use listener::{Peer, PeerListener};
 use object::Object;
 use problem::Failed;
@@ -59,6 +61,7 @@ fn router(agent: Arc<Agent>) -> Router {
         .routes(routes!(tokens::mint))
         .routes(routes!(tokens::revoke))
         .routes(routes!(shut_down))
+        .merge(keys::routes())
         .split_for_parts();
     // Fails only for maps whose keys are no texts.
     let description = description::complete(&description).unwrap_or_default();

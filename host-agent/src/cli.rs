@@ -10,6 +10,7 @@
 pub mod console;
 pub mod doctor;
 pub mod events;
+mod key;
 pub mod output;
 pub mod settings_file;
 pub mod token;
@@ -98,6 +99,11 @@ enum What {
         #[command(subcommand)]
         what: Token,
     },
+    /// The keys of this host and its VMs: identities that expire by themselves.
+    Key {
+        #[command(subcommand)]
+        what: Box<key::Key>,
+    },
     /// Write the man pages.
     Man {
         /// Where to; it must be there.
@@ -112,7 +118,8 @@ enum What {
 
 #[derive(Debug, Subcommand)]
 enum Token {
-    /// Make a token and print it. Whoever has it may use it, so keep it in a file that others cannot read.
+    /// Make a token and print it. Whoever has it may use it, so keep it in a file that others cannot read. It is worth
+    /// nothing once the agent has ended.
     New {
         /// It may read everything and change nothing.
         #[arg(long, required_unless_present = "vm", conflicts_with = "vm")]
@@ -168,6 +175,13 @@ enum Vm {
     },
     /// List the VMs.
     List(Places),
+    /// Give a VM a fresh key; the one it had is revoked at once, and the keys of its services with it.
+    NewIdentity {
+        /// Which.
+        name: VmName,
+        #[command(flatten)]
+        places: Places,
+    },
     /// Print what attaches a VM: arguments for QEMU, on one line.
     Attach {
         /// Which.
@@ -250,6 +264,7 @@ impl Oht {
                     vm::add(&client(places)?, NewVm { name, optimistic, resolve }, json).await?;
                 }
                 Vm::Rm { name, places } => vm::remove(&client(places)?, &name, json).await?,
+                Vm::NewIdentity { name, places } => key::new_identity(&client(places)?, &name, json).await?,
                 Vm::List(places) => vm::list(&client(places)?, json).await?,
                 Vm::Attach { name, memory_mib, mtu, places, qemu: _ } => {
                     vm::attach(&client(places)?, &name, memory_mib, mtu, json).await?;
@@ -268,6 +283,7 @@ impl Oht {
                 }
                 Token::Revoke { id, places } => token::revoke(&client(places)?, &id, json).await?,
             },
+            What::Key { what } => what.run(&client, json).await?,
             What::Man { directory } => clap_mangen::generate_to(Oht::command(), directory)?,
             What::Completions { shell } => completions(shell),
         }

@@ -98,8 +98,21 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        self.send(Method::POST, path, body).await
+    }
+
+    /// As [`Client::post`], with another method.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(ClientError::Json)?;
-        let bytes = self.request(Method::POST, path, body).await?;
+        let bytes = self.request(method, path, body).await?;
         serde_json::from_slice(&bytes).map_err(ClientError::Json)
     }
 

@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -47,6 +48,12 @@ pub struct Options {
     /// A second socket of the API, to which every user may connect: members of the group, and who has a token.
     #[arg(long, value_name = "PATH")]
     pub shared_socket: Option<PathBuf>,
+    /// Keep keys in memory only: they vanish with the agent, and a key store that is there is left alone.
+    #[arg(long)]
+    pub ephemeral: bool,
+    /// Lock the key store when it was not used for so long; never where nothing is given.
+    #[arg(long, value_name = "SECONDS")]
+    pub auto_lock_s: Option<u64>,
     /// What to log: error, warn, info, debug.
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,
@@ -73,6 +80,10 @@ pub struct Settings {
     pub group: Option<String>,
     /// The socket of the API for everybody.
     pub shared_socket: Option<PathBuf>,
+    /// Whether keys are in memory only.
+    pub ephemeral: bool,
+    /// After how long without use the key store is locked.
+    pub auto_lock: Option<Duration>,
     /// What to log.
     pub log: String,
 }
@@ -144,6 +155,8 @@ impl Settings {
             programs: [options.programs, file.programs].concat(),
             group: options.group.or(file.group),
             shared_socket: options.shared_socket.or(file.shared_socket),
+            ephemeral: options.ephemeral || file.ephemeral,
+            auto_lock: options.auto_lock_s.or(file.auto_lock_s).map(Duration::from_secs),
             log: options.log.or(file.log).unwrap_or_else(|| "info".into()),
         })
     }
@@ -180,7 +193,11 @@ impl Options {
         self.programs.iter().for_each(|directory| add("--programs", Some(path(directory))));
         add("--group", self.group.clone().map(Into::into));
         add("--shared-socket", self.shared_socket.as_ref().map(path));
+        add("--auto-lock-s", self.auto_lock_s.map(|seconds| seconds.to_string().into()));
         add("--log", self.log.clone().map(Into::into));
+        if self.ephemeral {
+            arguments.push("--ephemeral".into());
+        }
         arguments
     }
 }
@@ -254,6 +271,8 @@ mod tests {
             run_dir: Some("/r".into()),
             programs: vec!["/a".into(), "/b".into()],
             memory_mib: Some(64),
+            ephemeral: true,
+            auto_lock_s: Some(600),
             ..Options::default()
         };
         #[derive(clap::Parser)]

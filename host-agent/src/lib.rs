@@ -5,6 +5,8 @@
 //! to use and which VMs to serve ([`control`]), and serves an HTTP API on an AF_UNIX socket ([`api`]), which the command
 //! uses ([`client`], [`cli`]). It opens no network socket and never reads a frame.
 //!
+//! It holds the keys of this host and its VMs ([`keys`]), sealed in a store ([`store`]) or in memory.
+//!
 //! Invariants:
 //! - One agent for each run directory and each state directory ([`lock`]).
 //! - Listening sockets belong to the agent and are inherited by its children, so that whoever connects while a child is
@@ -21,10 +23,13 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod events;
 pub mod greeting;
+pub mod hex;
 pub mod image;
 pub mod inherited;
+pub mod keys;
 pub mod lock;
 pub mod log;
 pub mod metrics;
@@ -37,6 +42,7 @@ pub mod router_vm;
 pub mod sockets;
 pub mod spawn;
 pub mod status;
+pub mod store;
 pub mod supervise;
 pub mod tokens;
 pub mod uplink;

@@ -162,6 +162,7 @@ mod tests {
             tor: TorStatus::default(),
             processes: vec![ProcessStatus { name: "port:web".into(), pid: None, restarts: 7, up_s: None }],
             vms: vec![vm("web", Some(usage)), vm("new", None)],
+            keys: crate::status::KeysStatus::default(),
             failures: vec![],
             failures_total: 9,
         }

@@ -196,6 +196,18 @@ impl StateDir {
         self.0.join("vms.json")
     }
 
+    /// The key store's directory.
+    #[must_use]
+    pub fn keys(&self) -> PathBuf {
+        self.0.join("keys")
+    }
+
+    /// The root's key, sealed with a passphrase.
+    #[must_use]
+    pub fn sealed_root(&self) -> PathBuf {
+        self.0.join("root.age")
+    }
+
     /// The relays of the last consensus.
     #[must_use]
     pub fn relays(&self) -> PathBuf {

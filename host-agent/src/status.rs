@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use crate::keys::report::KeysStatus;
+
 /// How everything is.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Status {
@@ -18,6 +20,8 @@ pub struct Status {
     pub processes: Vec<ProcessStatus>,
     /// The VMs.
     pub vms: Vec<VmStatus>,
+    /// The keys.
+    pub keys: KeysStatus,
     /// The last failures, oldest first; at most 20.
     pub failures: Vec<String>,
     /// How many failures there were in all.

@@ -22,6 +22,9 @@ use nix::unistd::{Group, Uid, User, getgrouplist};
 use super::{listener::Peer, problem::Failed};
 use crate::agent::Agent;
 
+/// What no token shows: the sealed root, and routes, which may have a proxy's password.
+const SECRETS: [&str; 2] = ["/keys/root", "/routes"];
+
 /// Lets a request pass, or answers it with a problem.
 pub(super) async fn check(
     State(agent): State<Arc<Agent>>,
@@ -41,9 +44,16 @@ fn judge(agent: &Agent, peer: Peer, request: &Request) -> Result<(), Failed> {
         let token = token.ok_or_else(|| {
             Failed::new(StatusCode::UNAUTHORIZED, "the Authorization header is to be `Bearer` and a token")
         })?;
+        let path = request.uri().path();
+        if SECRETS
+            .iter()
+            .any(|secret| path.strip_prefix(secret).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+        {
+            return Err(Failed::new(StatusCode::FORBIDDEN, format!("{path} is shown to nobody for a token")));
+        }
         let (path, query) = (request.uri().path(), request.uri().query());
         let asked = ApiRequest { method: request.method().as_str(), path, vm: vm_of(path, query) };
-        return agent.tokens().permits(token, asked).map_err(|error| {
+        return agent.tokens().permits(token, asked, agent.now()).map_err(|error| {
             Failed::new(StatusCode::FORBIDDEN, format!("the token is refused: {}", crate::router_vm::words(&error)))
         });
     }

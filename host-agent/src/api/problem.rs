@@ -41,6 +41,7 @@ impl From<AgentError> for Failed {
             AgentError::Vm(VmError::Exists(_) | VmError::Full) | AgentError::Socket(_) => StatusCode::CONFLICT,
             AgentError::Vm(VmError::Unknown(_)) => StatusCode::NOT_FOUND,
             AgentError::Path(crate::paths::PathError::Long { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
+            AgentError::Keys(error) => super::keys::status_of(error),
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Failed::new(status, words(&error))

@@ -34,7 +34,7 @@ pub(super) async fn mint(
         let problem = format!("a token lasts 1 to {TOKEN_SECONDS_MAX} seconds, not {seconds}");
         return Err(Failed::new(StatusCode::UNPROCESSABLE_ENTITY, problem));
     }
-    let minted = agent.tokens().mint(&scope, seconds.into())?;
+    let minted = agent.tokens().mint(&scope, seconds.into(), agent.now())?;
     let (id, until) = (minted.id.to_string(), minted.until.as_unix());
     Ok((StatusCode::CREATED, Json(MintedToken { token: minted.token, id, until })))
 }

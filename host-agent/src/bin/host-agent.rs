@@ -1,17 +1,16 @@
 //! The daemon.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use host_agent::{
-    agent::Agent,
-    api,
     config::{Options, Settings},
+    daemon,
     events::Events,
+    keys::time::SystemTime,
     log,
 };
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs the onion router VM of this host.
 #[derive(Parser)]
@@ -50,23 +49,5 @@ fn start() -> anyhow::Result<()> {
     let events = Events::default();
     log::to_stderr(&settings.log, events.clone()).context("--log")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("no runtime")?.block_on(run(settings, events))
-}
-
-async fn run(settings: Settings, events: Events) -> anyhow::Result<()> {
-    let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (agent, parts, sockets, mut end) = Agent::start(settings, events).await?;
-    let agent = Arc::new(agent);
-    let serving = sockets
-        .into_iter()
-        .map(|socket| Ok(tokio::spawn(api::serve(socket, Arc::clone(&agent))?)))
-        .collect::<std::io::Result<Vec<_>>>()?;
-    tokio::select! {
-        () = end.wanted() => tracing::info!("asked to end"),
-        _ = terminated.recv() => tracing::info!("SIGTERM"),
-        _ = interrupted.recv() => tracing::info!("SIGINT"),
-    }
-    agent.end(parts).await;
-    serving.iter().for_each(tokio::task::JoinHandle::abort);
-    Ok(())
+    Ok(runtime.context("no runtime")?.block_on(daemon::run(settings, events, Box::new(SystemTime)))?)
 }

@@ -45,6 +45,7 @@ pub fn status(status: &Status) -> String {
         let pid = process.pid.map_or_else(|| "down".into(), |pid| format!("PID {pid}"));
         lines.push(format!("process {}: {pid}, started again {} times", process.name, process.restarts));
     }
+    lines.push(format!("keys    {}", status.keys.detail));
     lines.push(vms(&status.vms));
     lines.extend(status.failures.iter().map(|failure| format!("failure {failure}")));
     lines.join("\n")

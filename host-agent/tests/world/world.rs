@@ -85,8 +85,16 @@ impl World {
     }
 
     pub fn start(&mut self) {
-        self.agent = Some(self.command("r", "s").stderr(Stdio::null()).spawn().unwrap());
-        self.until("the agent answers", |world| world.request("GET", "/status", "").is_some());
+        let log = fs::File::create(self.path("agent.log")).unwrap();
+        self.agent = Some(self.command("r", "s").stderr(log).spawn().unwrap());
+        let answers = |world: &World| world.request("GET", "/status", "").is_some();
+        let last = Instant::now() + PATIENCE;
+        while !answers(self) {
+            let ended = self.agent.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none(), "the agent ended: {}", fs::read_to_string(self.path("agent.log")).unwrap());
+            assert!(Instant::now() < last, "the agent does not answer");
+            sleep(Duration::from_millis(10));
+        }
     }
 
     pub fn kill_agent(&mut self) {
