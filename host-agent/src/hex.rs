@@ -13,7 +13,7 @@ pub fn encode(bytes: &[u8]) -> String {
 /// and are wiped.
 #[must_use]
 pub fn decode(text: &str) -> Option<Zeroizing<Vec<u8>>> {
-    if text.len() % 2 != 0 {
+    if !text.len().is_multiple_of(2) {
         return None;
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(text.len() / 2));

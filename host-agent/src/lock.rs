@@ -4,9 +4,18 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::kill,
+    unistd::Pid,
+};
+
+/// How long the lock of an agent that was killed may live on: a child of it, forked and not yet become its program, has
+/// the lock too.
+const ORPHAN_MAX: Duration = Duration::from_secs(2);
 
 /// A held lock. The file stays where it is; only the lock on it counts.
 #[derive(Debug)]
@@ -43,15 +52,24 @@ pub enum LockError {
 /// When another process holds it.
 pub fn take(path: &Path) -> Result<Lock, LockError> {
     let failed = |source| LockError::Io { path: path.into(), source };
-    let file = File::options().create(true).truncate(false).read(true).write(true).open(path).map_err(failed)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            let written = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
-            written.map_err(failed)?;
-            Ok(Lock(lock))
+    let began = Instant::now();
+    loop {
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(path).map_err(failed)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                let written = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+                written.map_err(failed)?;
+                return Ok(Lock(lock));
+            }
+            Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
+                let (error, has_ended) = held(file, path);
+                if !has_ended || began.elapsed() > ORPHAN_MAX {
+                    return Err(error);
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err((_, errno)) => return Err(failed(errno.into())),
         }
-        Err((file, nix::errno::Errno::EWOULDBLOCK)) => Err(held(file, path)),
-        Err((_, errno)) => Err(failed(errno.into())),
     }
 }
 
@@ -64,22 +82,41 @@ pub fn peek(path: &Path) -> Result<(), LockError> {
     let file = File::options().read(true).open(path).map_err(failed)?;
     match Flock::lock(file, FlockArg::LockSharedNonblock) {
         Ok(_) => Ok(()),
-        Err((file, nix::errno::Errno::EWOULDBLOCK)) => Err(held(file, path)),
+        Err((file, nix::errno::Errno::EWOULDBLOCK)) => Err(held(file, path).0),
         Err((_, errno)) => Err(failed(errno.into())),
     }
 }
 
-fn held(file: File, path: &Path) -> LockError {
+/// Who holds the lock, and whether that process has ended.
+fn held(file: File, path: &Path) -> (LockError, bool) {
     let mut pid = String::new();
     // What cannot be read is said as `?`: that somebody holds the lock is what matters.
     let _ = file.take(32).read_to_string(&mut pid);
-    let pid = if pid.trim().is_empty() { "?".into() } else { pid.trim().into() };
-    LockError::Held { pid, directory: path.parent().unwrap_or(path).into() }
+    let pid: String = if pid.trim().is_empty() { "?".into() } else { pid.trim().into() };
+    let process = pid.parse().ok().filter(|pid| *pid > 0).map(Pid::from_raw);
+    let has_ended = process.is_some_and(|process| kill(process, None) == Err(nix::errno::Errno::ESRCH));
+    (LockError::Held { pid, directory: path.parent().unwrap_or(path).into() }, has_ended)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_child_that_a_killed_agent_was_about_to_start_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let orphan = take(&path).unwrap();
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        std::fs::write(&path, format!("{}\n", ended.id())).unwrap();
+        let release = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(orphan);
+        });
+        take(&path).unwrap();
+        release.join().unwrap();
+    }
 
     #[test]
     fn the_second_is_told_who_the_first_is() {

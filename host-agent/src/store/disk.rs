@@ -104,12 +104,11 @@ impl Disk {
         let committed = caught(|| commit(database, &key, writes, changes));
         if let Err(failure) = committed {
             // What it still has in memory is worth nothing; the file is opened anew.
-            let database = self.database.take();
-            let _ = caught(|| Ok(drop(database)));
+            self.close();
             return Err(failure.on_write(&vault));
         }
         self.writes = writes;
-        if let Err(error) = file::replace(&vault.mark(), &mark(&key, writes)) {
+        if let Err(error) = file::replace_soon(&vault.mark(), &mark(&key, writes)) {
             // The values are on the disk; only their mark lags behind, until the next write.
             tracing::warn!(%error, path = %vault.mark().display(), "cannot write the key store's mark");
         }
@@ -120,6 +119,14 @@ impl Disk {
     #[must_use]
     pub fn key(&self) -> &SealKey {
         &self.key
+    }
+
+    fn close(&mut self) {
+        let database = self.database.take();
+        let _nothing_to_say = caught(move || {
+            drop(database);
+            Ok(())
+        });
     }
 
     fn database(&mut self) -> Result<&Database, StoreError> {
@@ -138,8 +145,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let database = self.database.take();
-        let _ = caught(|| Ok(drop(database)));
+        self.close();
     }
 }
 

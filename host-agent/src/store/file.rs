@@ -9,6 +9,11 @@ use std::{
 
 /// Writes a file whole or not at all, closed to others, and waits until it and its name are on the disk.
 pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_soon(path, content).and_then(|()| sync_directory_of(path))
+}
+
+/// As [`replace`], but after a crash of the host the file may be the old one.
+pub(super) fn replace_soon(path: &Path, content: &[u8]) -> io::Result<()> {
     let draft = path.with_extension("new");
     let _ = fs::remove_file(&draft);
     let written = create(&draft, content).and_then(|()| fs::rename(&draft, path));
@@ -16,7 +21,7 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
         // The draft is worthless, and on a full disk it is in the way.
         let _ = fs::remove_file(&draft);
     }
-    written.and_then(|()| sync_directory_of(path))
+    written
 }
 
 /// Writes a file that is not there yet, closed to others, and waits for the disk.

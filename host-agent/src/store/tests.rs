@@ -7,6 +7,8 @@ use tempfile::TempDir;
 
 use super::*;
 
+type Table<'a> = redb::Table<'a, &'static str, &'static [u8]>;
+
 /// A place to make a store in.
 struct Place {
     dir: TempDir,
@@ -173,7 +175,7 @@ fn a_value_that_somebody_took_out_or_moved_is_missed() {
     let path = place.vault.path().join("store.redb");
     let whole = fs::read(&path).unwrap();
     let values: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("values");
-    let change = |act: &dyn Fn(&mut redb::Table<'_, &str, &[u8]>)| {
+    let change = |act: &dyn Fn(&mut Table<'_>)| {
         let database = redb::Database::open(&path).unwrap();
         let transaction = database.begin_write().unwrap();
         act(&mut transaction.open_table(values).unwrap());
