@@ -1,12 +1,15 @@
-//! What the description says that holds for every request: which problems there can be, and what a VM's name is.
+//! What the description says that holds for every request: which problems there can be, what a name is, and that a body
+//! has no fields that are not named.
 //!
 //! So the handlers name only the answers that are their own.
+
+use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 use utoipa::openapi::OpenApi;
 
-/// What the names of VMs match (`wire::VmName`).
-const VM_NAME: &str = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$";
+/// What the names of VMs match (`wire::VmName`), and those of keys and services.
+const NAME: &str = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$";
 
 /// What every request may be answered with, and when.
 const OF_ALL: &[(&str, &str)] = &[
@@ -30,12 +33,10 @@ pub(super) fn complete(description: &OpenApi) -> serde_json::Result<Value> {
             complete_operation(operation);
         }
     }
-    for (name, schema) in description["components"]["schemas"].as_object_mut().into_iter().flatten() {
-        name_vms(schema);
-        // What is sent to the agent is refused with fields that it does not know.
-        if name.starts_with("New") {
-            close(schema);
-        }
+    for name in sent(&description) {
+        let schema = &mut description["components"]["schemas"][name];
+        name_names(schema);
+        close(schema);
     }
     Ok(description)
 }
@@ -50,7 +51,7 @@ fn complete_operation(operation: &mut Value) {
     let has_parameters = parameters.as_ref().is_some_and(|parameters| !parameters.is_empty());
     for parameter in parameters.into_iter().flatten() {
         if parameter["name"] == "vm" || (parameter["name"] == "name" && parameter["in"] == "path") {
-            parameter["schema"]["pattern"] = VM_NAME.into();
+            parameter["schema"]["pattern"] = NAME.into();
         }
     }
     let Some(responses) = operation["responses"].as_object_mut() else { return };
@@ -67,12 +68,36 @@ fn complete_operation(operation: &mut Value) {
     }
 }
 
-/// Says of every `vm` or `name` of a new VM what it looks like.
-fn name_vms(schema: &mut Value) {
+/// The schemas of what is sent to the agent, and those that stand in them.
+fn sent(description: &Value) -> BTreeSet<String> {
+    let operations = description["paths"].as_object().into_iter().flat_map(Map::values).filter_map(Value::as_object);
+    let bodies = operations.flat_map(Map::values).filter_map(|operation| operation.get("requestBody"));
+    let mut found = BTreeSet::new();
+    let mut open: Vec<&Value> = bodies.collect();
+    while let Some(value) = open.pop() {
+        match value {
+            Value::Object(object) => {
+                let name = object.get("$ref").and_then(Value::as_str).and_then(|path| path.rsplit('/').next());
+                if let Some(name) = name.filter(|name| found.insert((*name).to_owned())) {
+                    open.push(&description["components"]["schemas"][name]);
+                }
+                open.extend(object.values());
+            }
+            Value::Array(array) => open.extend(array),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Says of every `vm` or `name` what it looks like.
+fn name_names(schema: &mut Value) {
     each_properties(schema, &mut |properties| {
-        for (name, property) in properties.iter_mut() {
-            if ["vm", "name"].contains(&name.as_str()) && property.get("maxLength") == Some(&json!(63)) {
-                property["pattern"] = VM_NAME.into();
+        for name in ["vm", "name"] {
+            let Some(property) = properties.get_mut(name) else { continue };
+            let kind = &property["type"];
+            if kind == "string" || kind.as_array().is_some_and(|kinds| kinds.contains(&json!("string"))) {
+                property["pattern"] = NAME.into();
             }
         }
     });
@@ -80,7 +105,8 @@ fn name_vms(schema: &mut Value) {
 
 fn close(schema: &mut Value) {
     if let Some(object) = schema.as_object_mut() {
-        if object.contains_key("properties") {
+        let is_map = object.contains_key("additionalProperties");
+        if !is_map && (object.contains_key("properties") || object.get("type") == Some(&json!("object"))) {
             object.insert("additionalProperties".into(), false.into());
         }
         object.values_mut().for_each(close);
@@ -124,7 +150,7 @@ mod tests {
     fn what_holds_for_all_is_said_once_and_what_is_ours_stays() {
         let described = complete(&Description::openapi()).unwrap();
         let put = &described["paths"]["/vms/{name}"]["put"];
-        assert_eq!(put["parameters"][0]["schema"]["pattern"], VM_NAME);
+        assert_eq!(put["parameters"][0]["schema"]["pattern"], NAME);
         assert_eq!(put["responses"]["422"]["description"], "Ours");
         for status in ["400", "401", "403", "413", "415", "422", "500"] {
             let content = &put["responses"][status]["content"];
@@ -132,10 +158,7 @@ mod tests {
         }
         assert!(put["responses"]["204"].get("content").is_none());
         let vm = &described["components"]["schemas"]["NewVm"];
-        assert_eq!(
-            (&vm["additionalProperties"], &vm["properties"]["name"]["pattern"]),
-            (&json!(false), &json!(VM_NAME))
-        );
+        assert_eq!((&vm["additionalProperties"], &vm["properties"]["name"]["pattern"]), (&json!(false), &json!(NAME)));
     }
 
     #[test]

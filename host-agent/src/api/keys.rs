@@ -268,7 +268,7 @@ struct ToSign {
     #[serde(default)]
     name: Option<String>,
     /// The file's SHA-256, in hexadecimal digits.
-    #[schema(min_length = 64, max_length = 64)]
+    #[schema(pattern = "^[0-9a-fA-F]{64}$")]
     sha256: String,
 }
 

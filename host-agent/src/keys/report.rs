@@ -81,7 +81,6 @@ pub struct NewGrant {
     #[schema(value_type = String, max_length = 63)]
     pub vm: wire::VmName,
     /// `session`, `onion-service`, `dht-node`, `signing` or `ssh`.
-    #[schema(value_type = String)]
     pub purpose: PurposeName,
     /// What the key is called; the VM's name where none is given.
     #[serde(default)]
@@ -93,7 +92,7 @@ pub struct NewGrant {
 }
 
 /// A purpose, by its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "they are the variants of key_tree::Purpose")]
 pub enum PurposeName {

@@ -65,6 +65,7 @@ fn a_generator_of_requests_finds_no_fault() {
     world.start();
     let port = bridge(world.path("r/api.sock"));
     let mut schemathesis = Command::new(generator);
+    schemathesis.arg("--config-file").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/schemathesis.toml"));
     let url = format!("http://127.0.0.1:{port}");
     schemathesis.arg("run").arg(format!("{url}/openapi.json")).args(["--url", &url]);
     // One would end the agent, the other is no HTTP. The same requests each time: what fails once fails again.
