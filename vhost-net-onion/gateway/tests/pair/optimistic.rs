@@ -1,6 +1,8 @@
 //! SYNs that are answered before the far end was asked.
 
-use gateway::{Config, Event, Failure, FlowId};
+use std::sync::Arc;
+
+use gateway::{Config, Event, Failure, FlowId, Policy, Target};
 use smoltcp::wire::{TcpControl, TcpRepr, TcpSeqNumber};
 
 use crate::{
@@ -8,8 +10,20 @@ use crate::{
     world::{Answer, REMOTE, World},
 };
 
+#[derive(Debug)]
+struct Optimist;
+
+impl Policy for Optimist {
+    fn is_optimistic(&self, target: &Target) -> bool {
+        target.port != TRUTHFUL
+    }
+}
+
+/// The port of which nothing is said before it is true.
+const TRUTHFUL: u16 = 444;
+
 fn config() -> Config {
-    Config { optimistic: true, ..Config::default() }
+    Config { policy: Arc::new(Optimist), ..Config::default() }
 }
 
 /// A connection that the VM believes in, with data of it, before the pump has heard of it.
