@@ -187,7 +187,9 @@ impl Router {
     }
 
     fn set_countries(&self, of: BTreeMap<Country, Vec<Ipv4Addr>>) -> Result<(), String> {
-        let Some((_, onion)) = &self.tor else { return Err("countries of relays: no Tor network is configured".into()) };
+        let Some((_, onion)) = &self.tor else {
+            return Err("countries of relays: no Tor network is configured".into());
+        };
         let known = of.into_iter().flat_map(|(country, all)| all.into_iter().map(move |address| (address, country)));
         onion.set_countries(known.take(COUNTRY_ADDRESSES_MAX).collect());
         Ok(())

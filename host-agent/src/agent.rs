@@ -14,7 +14,7 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::net::UnixListener,
     },
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::{Instant, SystemTime},
 };
 
@@ -24,10 +24,7 @@ use tokio::{
     sync::watch,
     task::{AbortHandle, JoinHandle},
 };
-use wire::{
-    CONTROL_PORT, UPLINK_PORT, VmName,
-    control::{ToRouter, VmOptions},
-};
+use wire::{CONTROL_PORT, UPLINK_PORT, VmName, control::ToRouter};
 
 use crate::{
     children::Children,
@@ -38,6 +35,7 @@ use crate::{
     paths::PathError,
     programs::{self, Programs},
     router_vm::{RouterVm, words},
+    routes::{self, Routes, RoutesError},
     sockets::{self, SocketError},
     spawn::Spawn,
     status::{AgentStatus, Attachment, CircuitStatus, Status, VmStatus},
@@ -57,6 +55,9 @@ pub enum AgentError {
     /// The VM table does not do it.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// The routes do not change.
+    #[error(transparent)]
+    Routes(#[from] RoutesError),
     /// A socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -84,6 +85,7 @@ pub struct Agent {
     /// Held while a VM is added or removed, so that these happen one after the other.
     changing: tokio::sync::Mutex<BTreeMap<VmName, Port>>,
     vms: watch::Sender<Vms>,
+    routes: Arc<Routes>,
     control: Control,
     end: Stopper,
     _locks: [Lock; 2],
@@ -93,7 +95,8 @@ pub struct Agent {
 pub struct Parts {
     router: (Stopper, JoinHandle<()>),
     uplink: (Stopper, JoinHandle<()>),
-    control: JoinHandle<()>,
+    /// Serving the control port, and what tells the router of routes and countries.
+    control: [JoinHandle<()>; 3],
 }
 
 /// The port of one VM.
@@ -120,6 +123,7 @@ impl Agent {
         qemu::version::check(&qemu).await?;
         let network = settings.network()?;
         let table = VmTable::load(&settings.state.vms())?;
+        let routes = Arc::new(Routes::load(settings.routes_dir.clone(), settings.state.routes()));
 
         let shared = Shared::new(Model::default(), Children::open(settings.state.children()));
         let predecessors = shared.end_predecessors().await;
@@ -136,7 +140,12 @@ impl Agent {
 
         let api = sockets::listen(&settings.run.api())?;
         let (vms, watched) = watch::channel(Vms::new());
-        let control = Control::new(shared.clone(), network, watched, settings.state.relays());
+        if !routes.table().problems.is_empty() {
+            let problems = routes.table().problems.join("; ");
+            let what = format!("every VM is blocked, as the routes are wrong; mend them: {problems}");
+            shared.model().failure(what);
+        }
+        let control = Control::new(shared.clone(), network, watched, routes.tables(), settings.state.relays());
         let listener = asynchronous(sockets::listen(&settings.run.vsock_port(CONTROL_PORT))?)?;
         let (uplink_stopper, uplink_stop) = Stopper::new();
         let uplink_listener = sockets::listen(&settings.run.vsock_port(UPLINK_PORT))?;
@@ -149,6 +158,7 @@ impl Agent {
             table: Mutex::new(VmTable::default()),
             changing: tokio::sync::Mutex::default(),
             vms,
+            routes: Arc::clone(&routes),
             control: control.clone(),
             end,
             settings: settings.clone(),
@@ -156,7 +166,11 @@ impl Agent {
         };
         agent.adopt(table).await;
         let allowed = control.allowed();
-        let serving = tokio::spawn(control.clone().serve(listener));
+        let serving = [
+            tokio::spawn(control.clone().serve(listener)),
+            tokio::spawn(control.clone().keep_countries(settings.geoip_dir.clone())),
+            tokio::spawn(routes::watch::run(routes, shared.clone())),
+        ];
         let uplink = uplink(settings.clone(), programs.clone(), uplink_listener, allowed, control.clone());
         let uplink = supervise::keep_running(shared.clone(), "uplink".into(), uplink_stop, uplink);
         let router = RouterVm { settings, programs, decision, shared, control };
@@ -176,7 +190,7 @@ impl Agent {
                 Ok(port) => drop(ports.insert(name.clone(), port)),
                 Err(error) => self.shared.model().failure(format!("VM {name} has no port: {}", words(&error))),
             }
-            self.shared.model().vm_added(name.clone(), vm.options);
+            self.shared.model().vm_added(name.clone());
         }
         self.publish(table);
     }
@@ -185,10 +199,10 @@ impl Agent {
     ///
     /// # Errors
     /// When the name is taken, the table full, or the sockets cannot be had; nothing has changed then.
-    pub async fn add_vm(&self, vm: VmName, options: VmOptions) -> Result<VmStatus, AgentError> {
+    pub async fn add_vm(&self, vm: VmName) -> Result<VmStatus, AgentError> {
         let mut ports = self.changing.lock().await;
         let mut table = self.table().clone();
-        let link_port = table.add(vm.clone(), options)?;
+        let link_port = table.add(vm.clone())?;
         let port = self.start_port(&vm, link_port)?;
         if let Err(error) = table.save(&self.settings.state.vms()) {
             port.end().await;
@@ -196,12 +210,10 @@ impl Agent {
             return Err(error.into());
         }
         ports.insert(vm.clone(), port);
-        self.shared.model().vm_added(vm.clone(), options);
+        self.shared.model().vm_added(vm.clone());
         self.publish(table);
         let socket = self.settings.run.vm_socket(&vm)?.display().to_string();
-        let VmOptions { optimistic, resolve } = options;
-        let name = vm.to_string();
-        Ok(VmStatus { name, link_up: false, port_pid: None, socket, optimistic, resolve, usage: None })
+        Ok(VmStatus { name: vm.to_string(), link_up: false, port_pid: None, socket, usage: None })
     }
 
     /// Removes a VM: the router stops serving it, its port ends, its sockets go.
@@ -251,6 +263,17 @@ impl Agent {
         }
     }
 
+    /// The routes.
+    #[must_use]
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// Waits until the router obeys this table of routes; false when it is not there to do so.
+    pub async fn routes_applied(&self, table: u64) -> bool {
+        self.control.routes_applied(table).await
+    }
+
     /// How everything is.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -291,7 +314,7 @@ impl Agent {
         let _ = parts.router.1.await;
         parts.uplink.0.stop();
         let _ = parts.uplink.1.await;
-        parts.control.abort();
+        parts.control.iter().for_each(JoinHandle::abort);
         let run = &self.settings.run;
         for (name, Vm { link_port, .. }) in self.table().all() {
             self.remove_sockets(name, *link_port);

@@ -5,6 +5,7 @@
 
 mod object;
 pub mod problem;
+mod routes;
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use axum::{
 use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
-use wire::{VmName, control::VmOptions};
+use wire::VmName;
 
 use crate::{
     agent::Agent,
@@ -50,6 +51,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .routes(routes!(vm_attachment))
         .routes(routes!(circuits))
         .routes(routes!(shut_down))
+        .merge(routes::router())
         .split_for_parts();
     router
         .route("/openapi.json", axum::routing::get(move || std::future::ready(Json(description.clone()))))
@@ -95,9 +97,8 @@ async fn vm_add(
     body: Result<Json<Object<NewVm>>, JsonRejection>,
 ) -> Answer<(StatusCode, Json<VmStatus>)> {
     let Json(Object(new)) = body?;
-    let options = VmOptions { optimistic: new.optimistic, resolve: new.resolve };
     // A task of its own: a client that hangs up must not leave half of it done.
-    let added = tokio::spawn(async move { agent.add_vm(new.name, options).await }).await??;
+    let added = tokio::spawn(async move { agent.add_vm(new.name).await }).await??;
     Ok((StatusCode::CREATED, Json(added)))
 }
 

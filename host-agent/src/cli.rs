@@ -6,9 +6,11 @@
 //! | 1 | failed; standard error says why and what to do |
 //! | 2 | the command line is wrong |
 //! | 3 | the agent is not running |
+//! | 4 | `oht route test`: the connection is blocked; `oht route check`: a line can never match |
 
 pub mod doctor;
 pub mod output;
+pub mod route;
 pub mod up;
 pub mod vm;
 
@@ -70,6 +72,11 @@ enum What {
         #[command(subcommand)]
         what: Vm,
     },
+    /// Which connections of which VMs go where.
+    Route {
+        #[command(subcommand)]
+        what: route::What,
+    },
     /// Write the man pages.
     Man {
         /// Where to; it must be there.
@@ -88,13 +95,6 @@ enum Vm {
     Add {
         /// Letters a-z, digits and hyphens.
         name: VmName,
-        /// Answer its connections at once, before the far end has accepted: sooner, but one that fails is reset later.
-        #[arg(long)]
-        optimistic: bool,
-        /// Have the names that it asks for resolved, so that it sees real addresses, and at once which names do not exist.
-        /// Slower; a name and a connection may see different exits.
-        #[arg(long)]
-        resolve: bool,
         #[command(flatten)]
         places: Places,
     },
@@ -169,15 +169,14 @@ impl Oht {
             What::Doctor { options } => return Ok(u8::from(!doctor::doctor(*options, config, json).await?)),
             What::Circuits { vm, places } => vm::circuits(&client(places)?, vm.as_ref(), json).await?,
             What::Vm { what } => match what {
-                Vm::Add { name, optimistic, resolve, places } => {
-                    vm::add(&client(places)?, NewVm { name, optimistic, resolve }, json).await?;
-                }
+                Vm::Add { name, places } => vm::add(&client(places)?, NewVm { name }, json).await?,
                 Vm::Rm { name, places } => vm::remove(&client(places)?, &name, json).await?,
                 Vm::List(places) => vm::list(&client(places)?, json).await?,
                 Vm::Attach { name, memory_mib, mtu, places, qemu: _ } => {
                     vm::attach(&client(places)?, &name, memory_mib, mtu, json).await?;
                 }
             },
+            What::Route { what } => return route::run(&client(what.places().clone())?, what, json).await,
             What::Man { directory } => clap_mangen::generate_to(Oht::command(), directory)?,
             What::Completions { shell } => completions(shell),
         }

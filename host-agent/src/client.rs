@@ -13,8 +13,8 @@ use crate::status::Problem;
 /// Seconds that an answer may take: removing a VM waits for its port to end.
 const ANSWER_S_MAX: u64 = 15;
 
-/// Bytes of the longest answer: a thousand circuits.
-const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Bytes of the longest answer: a thousand circuits, or 20,000 routes.
+const ANSWER_BYTES_MAX: usize = 8 << 20;
 
 /// An agent, by its socket.
 #[derive(Clone, Debug)]
@@ -79,8 +79,21 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        self.send(Method::POST, path, body).await
+    }
+
+    /// Sends `body` by another method and takes the answer.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(ClientError::Json)?;
-        let bytes = self.request(Method::POST, path, body).await?;
+        let bytes = self.request(method, path, body).await?;
         serde_json::from_slice(&bytes).map_err(ClientError::Json)
     }
 

@@ -176,7 +176,12 @@ mod tests {
         }
 
         pub(super) fn context(&mut self) -> Context<'_> {
-            Context { now: self.now, policy: &crate::policy::Usual, names: &mut self.names, counters: &mut self.counters }
+            Context {
+                now: self.now,
+                policy: &crate::policy::Usual,
+                names: &mut self.names,
+                counters: &mut self.counters,
+            }
         }
 
         pub(super) fn address(&mut self, name: &str) -> Ipv4Addr {

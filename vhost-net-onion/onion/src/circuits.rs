@@ -385,8 +385,9 @@ mod tests {
     fn other_exits_are_other_circuits_but_not_to_onion_services() {
         let mut spread = Spread::new();
         let way = |country: &str| Way { exit: Exit::In(country.parse().unwrap()), ..Way::default() };
-        let tokens: HashSet<_> =
-            [Way::default(), way("CH"), way("LI")].map(|way| format!("{:?}", spread.take("a", None, &way).token)).into();
+        let tokens: HashSet<_> = [Way::default(), way("CH"), way("LI")]
+            .map(|way| format!("{:?}", spread.take("a", None, &way).token))
+            .into();
         assert_eq!(tokens.len(), 3);
         assert_eq!(spread.onion("a.onion", None, &way("CH")), spread.onion("b.onion", None, &Way::default()));
     }

@@ -19,10 +19,7 @@ use tor_chanmgr::ChannelUsage;
 use tor_circmgr::{ClientDataTunnel, TargetPort, build::exit_circparams_from_netparams};
 use tor_llcrypto::pk::ed25519::Ed25519Identity;
 use tor_netdir::{FamilyRules, NetDir, Relay, SubnetConfig, WeightRole};
-use tor_proto::{
-    ClientTunnel,
-    client::circuit::TimeoutEstimator,
-};
+use tor_proto::{ClientTunnel, client::circuit::TimeoutEstimator};
 use wire::route::Exit;
 
 use crate::{client::Client, countries::RelayCountries};
