@@ -67,8 +67,9 @@ async fn orders(inner: &Inner, mut writer: OwnedWriteHalf) -> Result<(), Session
                 // The agent is ending: the connection lives until the VM does not.
                 return std::future::pending().await;
             },
-            Ok(()) = routes.changed() => {}
-            Ok(()) = countries.changed() => {}
+            // To be told above: waiting has marked it as seen.
+            Ok(()) = routes.changed() => routes.mark_changed(),
+            Ok(()) = countries.changed() => countries.mark_changed(),
             notice = notices.recv() => if let Ok(notice) = notice {
                 write(&mut writer, &notice).await?;
             },

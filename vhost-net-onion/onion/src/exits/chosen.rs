@@ -8,8 +8,8 @@
 //! A guard that is a bridge is not in the directory, and no such circuit is built behind it.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, HashSet},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -20,6 +20,7 @@ use tor_circmgr::{ClientDataTunnel, TargetPort, build::exit_circparams_from_netp
 use tor_llcrypto::pk::ed25519::Ed25519Identity;
 use tor_netdir::{FamilyRules, NetDir, Relay, SubnetConfig, WeightRole};
 use tor_proto::{ClientTunnel, client::circuit::TimeoutEstimator};
+use tor_relay_selection::{RelayExclusion, RelaySelectionConfig, RelaySelector, RelayUsage};
 use wire::route::Exit;
 
 use crate::{client::Client, countries::RelayCountries};
@@ -71,13 +72,14 @@ impl Chosen {
         let slot = self.slot(wanted.token);
         let mut kept = slot.lock().await;
         kept.retain(|kept| !kept.tunnel.is_closed() && kept.built.elapsed() < FRESH);
-        let good = |relay: &Relay<'_>| is_exit(relay, &wanted, countries);
-        let found = kept.iter().find(|kept| directory.by_id(&kept.exit).is_some_and(|exit| good(&exit)));
+        let is_good =
+            |kept: &&Kept| directory.by_id(&kept.exit).is_some_and(|exit| is_still_good(&exit, &wanted, countries));
+        let found = kept.iter().find(is_good);
         if let Some(found) = found {
             return Ok(Arc::clone(&found.tunnel).into());
         }
         let guard = guide.as_ref().first_hop().map_err(|error| error.kind())?;
-        let path = Path::pick(directory, &guard, good).ok_or(ErrorKind::NoExit)?;
+        let path = Path::pick(directory, &guard, &wanted, countries).ok_or(ErrorKind::NoExit)?;
         let exit = *path.exit.id();
         let tunnel = tokio::time::timeout(BUILD_TIMEOUT, path.build(client, directory)).await;
         let tunnel = Arc::new(tunnel.map_err(|_| ErrorKind::TorNetworkTimeout)??);
@@ -100,16 +102,6 @@ impl Chosen {
     }
 }
 
-/// Whether a stream may leave by this relay.
-fn is_exit(relay: &Relay<'_>, wanted: &Wanted<'_>, countries: &RelayCountries) -> bool {
-    let details = relay.low_level_details();
-    details.is_flagged_fast()
-        && details.is_flagged_stable()
-        && details.policies_allow_some_port()
-        && wanted.ports.iter().all(|port| port.is_supported_by(&details))
-        && wanted.exit.allows(countries.of(relay))
-}
-
 /// The relays of a circuit.
 struct Path<'a> {
     guard: Relay<'a>,
@@ -120,18 +112,24 @@ struct Path<'a> {
 impl<'a> Path<'a> {
     fn pick(
         directory: &'a NetDir,
-        guard: &tor_linkspec::OwnedChanTarget,
-        is_exit: impl Fn(&Relay<'_>) -> bool,
+        guard: &OwnedChanTarget,
+        wanted: &Wanted<'_>,
+        countries: &RelayCountries,
     ) -> Option<Path<'a>> {
         let rng = &mut rand::rng();
+        let (rules, families) = (rules(), FamilyRules::all_family_info());
         let guard = directory.by_ids(guard)?;
-        let exit = directory.pick_relay(rng, WeightRole::Exit, |relay| is_exit(relay) && are_apart(relay, &guard))?;
-        let middle = directory.pick_relay(rng, WeightRole::Middle, |relay| {
-            let details = relay.low_level_details();
-            let is_good = details.is_flagged_fast() && details.is_flagged_stable();
-            is_good && are_apart(relay, &guard) && are_apart(relay, &exit)
+        let usage = RelayUsage::exit_to_all_ports(&rules, wanted.ports.to_vec());
+        let middle_usage = RelayUsage::middle_relay(Some(&usage));
+        let apart = RelayExclusion::exclude_relays_in_same_family(&rules, vec![guard.clone()], families);
+        let exits = RelaySelector::new(usage, apart);
+        let exit = directory.pick_relay(rng, WeightRole::Exit, |relay| {
+            exits.permits_relay(relay) && wanted.exit.allows(countries.of(relay))
         })?;
-        Some(Path { guard, middle, exit })
+        let both = vec![guard.clone(), exit.clone()];
+        let apart = RelayExclusion::exclude_relays_in_same_family(&rules, both, families);
+        let (middle, _) = RelaySelector::new(middle_usage, apart).select_relay(rng, directory);
+        Some(Path { guard, middle: middle?, exit })
     }
 
     async fn build(&self, client: &Client, directory: &NetDir) -> Result<ClientTunnel, ErrorKind> {
@@ -154,11 +152,19 @@ impl<'a> Path<'a> {
     }
 }
 
-/// Whether two relays may be on one circuit (path-spec, "Path selection and constraints").
-fn are_apart(one: &Relay<'_>, other: &Relay<'_>) -> bool {
-    let details = one.low_level_details();
-    !details.in_same_family(other, FamilyRules::all_family_info())
-        && !details.in_same_subnet(other, &SubnetConfig::default())
+/// Whether a relay that was picked before may still be the exit.
+fn is_still_good(exit: &Relay<'_>, wanted: &Wanted<'_>, countries: &RelayCountries) -> bool {
+    let usage = RelayUsage::exit_to_all_ports(&rules(), wanted.ports.to_vec());
+    let exits = RelaySelector::new(usage, RelayExclusion::no_relays_excluded());
+    exits.permits_relay(exit) && wanted.exit.allows(countries.of(exit))
+}
+
+/// What arti goes by where nothing else is configured.
+fn rules() -> RelaySelectionConfig<'static> {
+    /// Ports whose connections last (arti's `path_rules.long_lived_ports`).
+    static LONG_LIVED: LazyLock<HashSet<u16>> =
+        LazyLock::new(|| [21, 22, 706, 1863, 5050, 5190, 5222, 5223, 6523, 6667, 6697, 8300].into());
+    RelaySelectionConfig { long_lived_ports: &LONG_LIVED, subnet_config: SubnetConfig::default() }
 }
 
 /// For how long the circuit remembers streams that it has ended.
