@@ -17,6 +17,7 @@ use arti_client::{ErrorKind, HasKind, IsolationToken};
 use tokio::sync::Mutex as AsyncMutex;
 use tor_chanmgr::ChannelUsage;
 use tor_circmgr::{ClientDataTunnel, TargetPort, build::exit_circparams_from_netparams};
+use tor_linkspec::OwnedChanTarget;
 use tor_llcrypto::pk::ed25519::Ed25519Identity;
 use tor_netdir::{FamilyRules, NetDir, Relay, SubnetConfig, WeightRole};
 use tor_proto::{ClientTunnel, client::circuit::TimeoutEstimator};
