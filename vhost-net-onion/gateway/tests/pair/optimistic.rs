@@ -120,3 +120,14 @@ fn a_whole_stack_sees_nothing_unusual() {
     world.far(flow).to_send.extend(b"late");
     world.run_until(1, |world| world.socket(handle).recv_queue() == 4);
 }
+
+#[test]
+fn a_flow_of_which_the_policy_says_otherwise_waits_for_the_far_end() {
+    let mut bare = Bare::new(config());
+    let syn = TcpRepr { dst_port: TRUTHFUL, ..segment(TcpControl::Syn, 1000, 1000, None) };
+    assert!(bare.exchange(&raw::tcp(REMOTE, &syn)).is_empty());
+    let events = bare.events();
+    let [Event::Connect { flow, .. }] = events[..] else { panic!("{events:?}") };
+    bare.gateway.connected(bare.now, flow);
+    assert_eq!(tcp_of(&bare.frames()[0]).control, TcpControl::Syn);
+}
