@@ -5,12 +5,12 @@ use std::{path::Path, sync::Arc};
 use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 use vhost_net_onion::{
-    Session, TorEgress,
+    Session, TorEgress, VmRouting,
     embedded::{self, HostTcp},
     gateway::Config,
     port::Options,
 };
-use wire::{control::FromRouter, network::TorNetwork};
+use wire::{control::FromRouter, network::TorNetwork, route::VmRoutes};
 
 use crate::tor;
 
@@ -24,9 +24,9 @@ pub(crate) async fn run(vhost_user: &Path, network: &Path, state: &Path) -> anyh
     std::fs::create_dir_all(state).with_context(|| format!("cannot make {}", state.display()))?;
     let (sender, mut reports) = mpsc::channel(REPORTS_MAX);
     let onion = tor::start(network, state.join("tor"), Arc::new(HostTcp), sender).await?;
-    let client = onion.vm_client(false);
+    let client = onion.vm_client();
     client.prepare();
-    let egress = TorEgress::new(client, Arc::new(|_| {}));
+    let egress = TorEgress::new(client, VmRouting::new(VmRoutes::default()), Arc::new(|_| {}));
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).context("the kernel gives no randomness")?;
     let session = Session::new(egress, Config::default(), seed, Arc::default());

@@ -19,7 +19,10 @@ impl Latest {
             FromRouter::Bootstrap { .. } => self.bootstrap = Some(report.clone()),
             FromRouter::Relays { .. } => self.relays = Some(report.clone()),
             FromRouter::Link { vm, .. } => drop(self.links.insert(vm.clone(), report.clone())),
-            FromRouter::Stream { .. } | FromRouter::Usage { .. } | FromRouter::Failure { .. } => {}
+            FromRouter::Stream { .. }
+            | FromRouter::RoutesApplied { .. }
+            | FromRouter::Usage { .. }
+            | FromRouter::Failure { .. } => {}
         }
     }
 

@@ -1,16 +1,23 @@
 //! The router inside its VM: it does what the host agent says over the control connection, and goes on without it.
 //!
-//! The agent says once which Tor network to use, and then which VMs to serve. When the agent restarts, the connection
+//! The agent says once which Tor network to use, then by which routes, and then which VMs to serve. When the agent restarts, the connection
 //! is opened again and the agent told what it missed; VMs and streams do not notice.
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::mpsc;
 use vhost_net_onion::onion::{Dial, Onion};
 use wire::{
     VMS_MAX, VmName,
-    control::{FromRouter, ToRouter},
+    control::{COUNTRY_ADDRESSES_MAX, FromRouter, ToRouter},
     network::TorNetwork,
+    route::{Assembly, Country, RouteTable, RoutesPart},
 };
 
 use crate::{
@@ -18,7 +25,7 @@ use crate::{
     latest::Latest,
     tor::{self, causes},
     usage,
-    vm::{self, AttachedVm, Terms},
+    vm::{self, AttachedVm},
     vsock::Uplink,
 };
 
@@ -37,8 +44,15 @@ const REPORTS_MAX: usize = 256;
 /// Runs the router. Returns only when it must be started again.
 pub(crate) async fn run() -> anyhow::Result<()> {
     let (sender, mut reports) = mpsc::channel(REPORTS_MAX);
-    let mut router =
-        Router { reports: sender, tor: None, uplink: Arc::default(), vms: HashMap::new(), latest: Latest::default() };
+    let mut router = Router {
+        reports: sender,
+        tor: None,
+        uplink: Arc::default(),
+        routes: None,
+        assembly: Assembly::default(),
+        vms: HashMap::new(),
+        latest: Latest::default(),
+    };
     loop {
         let control = router.connect(&mut reports).await;
         match router.obey(control, &mut reports).await {
@@ -53,6 +67,9 @@ struct Router {
     reports: mpsc::Sender<FromRouter>,
     tor: Option<(TorNetwork, Arc<Onion>)>,
     uplink: Arc<Uplink>,
+    /// None until the agent has told all of a table: no VM is served without.
+    routes: Option<RouteTable>,
+    assembly: Assembly,
     vms: HashMap<VmName, AttachedVm>,
     latest: Latest,
 }
@@ -108,7 +125,13 @@ impl Router {
     async fn execute(&mut self, command: ToRouter, control: &mut Control) -> Result<(), Ended> {
         let done = match command {
             ToRouter::Configure { network } => self.configure(network).await?,
-            ToRouter::Attach { vm, link_port, options } => self.attach(vm, Terms { link_port, options }),
+            ToRouter::Routes(part) => match self.take_routes(part) {
+                Ok(None) => Ok(()),
+                Ok(Some(table)) => return Ok(control.report(&FromRouter::RoutesApplied { table }).await?),
+                Err(what) => Err(what),
+            },
+            ToRouter::Countries { of } => self.set_countries(of),
+            ToRouter::Attach { vm, link_port } => self.attach(vm, link_port),
             ToRouter::Detach { vm } => {
                 self.vms.remove(&vm);
                 self.latest.forget(&vm);
@@ -149,15 +172,39 @@ impl Router {
         })
     }
 
-    fn attach(&mut self, vm: VmName, terms: Terms) -> Result<(), String> {
+    /// Puts a table in force as soon as it is whole; says which one then.
+    fn take_routes(&mut self, part: RoutesPart) -> Result<Option<u64>, String> {
+        let table = part.table;
+        let routes = self.assembly.add(part).map_err(|error| format!("routes: {error}"))?;
+        let Some(routes) = routes else { return Ok(None) };
+        let mut compiled = RouteTable::compile(routes).map_err(|error| format!("routes: {error}"))?;
+        for (name, vm) in &self.vms {
+            let ended = vm.routing.change(compiled.for_vm(name));
+            tracing::info!(vm = %name, ended, "other routes");
+        }
+        self.routes = Some(compiled);
+        Ok(Some(table))
+    }
+
+    fn set_countries(&self, of: BTreeMap<Country, Vec<Ipv4Addr>>) -> Result<(), String> {
+        let Some((_, onion)) = &self.tor else {
+            return Err("countries of relays: no Tor network is configured".into());
+        };
+        let known = of.into_iter().flat_map(|(country, all)| all.into_iter().map(move |address| (address, country)));
+        onion.set_countries(known.take(COUNTRY_ADDRESSES_MAX).collect());
+        Ok(())
+    }
+
+    fn attach(&mut self, vm: VmName, link_port: u32) -> Result<(), String> {
         let Some((_, onion)) = &self.tor else { return Err(format!("attaching {vm}: no Tor network is configured")) };
-        if self.vms.get(&vm).is_some_and(|attached| attached.terms == terms) {
+        let Some(routes) = &mut self.routes else { return Err(format!("attaching {vm}: no routes were told")) };
+        if self.vms.get(&vm).is_some_and(|attached| attached.link_port == link_port) {
             return Ok(());
         }
         if self.vms.len() >= VMS_MAX {
             return Err(format!("attaching {vm}: a router serves {VMS_MAX} VMs at most"));
         }
-        let attached = vm::attach(vm.clone(), terms, onion, self.reports.clone());
+        let attached = vm::attach(vm.clone(), link_port, routes.for_vm(&vm), onion, self.reports.clone());
         self.vms.insert(vm, attached);
         Ok(())
     }

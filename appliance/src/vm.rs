@@ -7,14 +7,15 @@ use tokio::{
     task::AbortHandle,
 };
 use vhost_net_onion::{
-    Session, Stats, StreamCarrier, TorEgress,
+    Session, Stats, StreamCarrier, TorEgress, VmRouting,
     gateway::Config,
     onion::{CircuitInfo, Onion, VmClient},
 };
 use wire::{
     VmName,
-    control::{FromRouter, VmOptions, VmUsage},
+    control::{FromRouter, VmUsage},
     hello::{Hello, Role},
+    route::VmRoutes,
 };
 
 use crate::{panics, tor::causes, vsock};
@@ -26,18 +27,12 @@ const RECONNECT: Duration = Duration::from_millis(100);
 /// How long to wait before the session of a VM that crashed it is started anew.
 const RESTART: Duration = Duration::from_secs(1);
 
-/// How a VM is to be served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Terms {
-    /// The vsock port of its link.
-    pub(crate) link_port: u32,
-    /// How else.
-    pub(crate) options: VmOptions,
-}
-
 /// A VM that is being served. Dropping it ends its streams.
 pub(crate) struct AttachedVm {
-    pub(crate) terms: Terms,
+    /// The vsock port of its link.
+    pub(crate) link_port: u32,
+    /// Its routes.
+    pub(crate) routing: VmRouting,
     stats: Arc<Stats>,
     client: VmClient,
     link_is_dead: Arc<Notify>,
@@ -71,29 +66,37 @@ impl Drop for AttachedVm {
     }
 }
 
-/// Serves `vm` until the result is dropped.
-pub(crate) fn attach(vm: VmName, terms: Terms, onion: &Onion, reports: mpsc::Sender<FromRouter>) -> AttachedVm {
+/// Serves `vm`, whose link has this port, by these routes until the result is dropped.
+pub(crate) fn attach(
+    vm: VmName,
+    link_port: u32,
+    routes: VmRoutes,
+    onion: &Onion,
+    reports: mpsc::Sender<FromRouter>,
+) -> AttachedVm {
     let stats = Arc::new(Stats::default());
     // Outlives a session that crashed, as do its circuits.
-    let client = onion.vm_client(terms.options.optimistic);
+    let client = onion.vm_client();
     client.prepare();
-    let link_is_dead = Arc::<Notify>::default();
+    let (routing, link_is_dead) = (VmRouting::new(routes), Arc::<Notify>::default());
     let served = Vm {
         name: vm,
-        terms,
+        link_port,
+        routing: routing.clone(),
         client: client.clone(),
         reports,
         stats: Arc::clone(&stats),
         link_is_dead: Arc::clone(&link_is_dead),
     };
     let task = tokio::spawn(served.serve()).abort_handle();
-    AttachedVm { terms, stats, client, link_is_dead, task }
+    AttachedVm { link_port, routing, stats, client, link_is_dead, task }
 }
 
 #[derive(Clone)]
 struct Vm {
     name: VmName,
-    terms: Terms,
+    link_port: u32,
+    routing: VmRouting,
     client: VmClient,
     reports: mpsc::Sender<FromRouter>,
     stats: Arc<Stats>,
@@ -115,16 +118,15 @@ impl Vm {
     async fn run_session(self) {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).expect("the kernel has randomness once user space runs");
-        let egress = TorEgress::new(self.client.clone(), self.observer());
-        let VmOptions { optimistic, resolve } = self.terms.options;
-        let config = Config { optimistic, resolve, ..Config::default() };
+        let egress = TorEgress::new(self.client.clone(), self.routing.clone(), self.observer());
+        let config = Config { policy: Arc::new(self.routing.clone()), ..Config::default() };
         let mut session = Session::new(egress, config, seed, Arc::clone(&self.stats));
         let (ours, theirs) =
             (Hello::for_vm(Role::Router, self.name.clone()), Hello::for_vm(Role::Port, self.name.clone()));
         loop {
             let mut is_up = false;
             let connected = async {
-                match vsock::connect(self.terms.link_port, &ours, &theirs).await {
+                match vsock::connect(self.link_port, &ours, &theirs).await {
                     Ok(link) => {
                         is_up = true;
                         self.report(FromRouter::Link { vm: self.name.clone(), up: true }).await;

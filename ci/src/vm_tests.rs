@@ -9,6 +9,7 @@
 //! | [`transfers`] | many, and large |
 //! | [`embedded`] | the router program without a router VM |
 //! | [`resolves`] | a VM whose names are resolved |
+//! | [`routes`] | VMs with opposite routes, and routes that change while VMs connect |
 //! | [`programs`] | real programs in a Debian guest |
 //! | [`apart`] | VMs share no circuit, and take several; no VM reaches another |
 //! | [`promise_one`] | no packet of a VM in a kernel's network stack; only relays are spoken to |
@@ -28,6 +29,7 @@ mod programs;
 mod promise_one;
 mod reach;
 mod resolves;
+mod routes;
 mod sockets;
 mod transfers;
 
@@ -98,6 +100,7 @@ fn all() -> Vec<Test> {
         apart::TESTS,
         embedded::TESTS,
         resolves::TESTS,
+        routes::TESTS,
         programs::TESTS,
         promise_one::WHILE_RUNNING,
         kills::TESTS,

@@ -26,10 +26,7 @@ use tokio::{
     sync::watch,
     task::{AbortHandle, JoinHandle},
 };
-use wire::{
-    CONTROL_PORT, UPLINK_PORT, VmName,
-    control::{ToRouter, VmOptions},
-};
+use wire::{CONTROL_PORT, UPLINK_PORT, VmName, control::ToRouter};
 
 use crate::{
     children::Children,
@@ -42,6 +39,7 @@ use crate::{
     paths::PathError,
     programs::{self, Programs},
     router_vm::{RouterVm, words},
+    routes::{self, Routes, RoutesError},
     sockets::{self, SocketError},
     spawn::Spawn,
     status::{AgentStatus, Attachment, CircuitStatus, Status, VmStatus},
@@ -62,6 +60,9 @@ pub enum AgentError {
     /// The VM table does not do it.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// The routes do not change.
+    #[error(transparent)]
+    Routes(#[from] RoutesError),
     /// A socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -92,6 +93,7 @@ pub struct Agent {
     /// Held while a VM is added or removed, so that these happen one after the other.
     changing: tokio::sync::Mutex<BTreeMap<VmName, Port>>,
     vms: watch::Sender<Vms>,
+    routes: Arc<Routes>,
     control: Control,
     tokens: Tokens,
     keys: Arc<Keys>,
@@ -103,7 +105,8 @@ pub struct Agent {
 pub struct Parts {
     router: (Stopper, JoinHandle<()>),
     uplink: (Stopper, JoinHandle<()>),
-    control: JoinHandle<()>,
+    /// Serving the control port, and what tells the router of routes and countries.
+    control: [JoinHandle<()>; 3],
     keys: JoinHandle<()>,
 }
 
@@ -136,6 +139,7 @@ impl Agent {
         qemu::version::check(&qemu).await?;
         let network = settings.network()?;
         let table = VmTable::load(&settings.state.vms())?;
+        let routes = Arc::new(Routes::load(settings.routes_dir.clone(), settings.state.routes()));
 
         let shared = Shared::new(Model::new(events), Children::open(settings.state.children()));
         let predecessors = shared.end_predecessors().await;
@@ -156,7 +160,12 @@ impl Agent {
         }
         let keys = keys::open(&settings, time).await?;
         let (vms, watched) = watch::channel(Vms::new());
-        let control = Control::new(shared.clone(), network, watched, settings.state.relays());
+        if !routes.table().problems.is_empty() {
+            let problems = routes.table().problems.join("; ");
+            let what = format!("every VM is blocked, as the routes are wrong; mend them: {problems}");
+            shared.model().failure(what);
+        }
+        let control = Control::new(shared.clone(), network, watched, routes.tables(), settings.state.relays());
         let listener = asynchronous(sockets::listen(&settings.run.vsock_port(CONTROL_PORT))?)?;
         let (uplink_stopper, uplink_stop) = Stopper::new();
         let uplink_listener = sockets::listen(&settings.run.vsock_port(UPLINK_PORT))?;
@@ -169,6 +178,7 @@ impl Agent {
             table: Mutex::new(VmTable::default()),
             changing: tokio::sync::Mutex::default(),
             vms,
+            routes: Arc::clone(&routes),
             control: control.clone(),
             tokens: Tokens::default(),
             keys,
@@ -180,7 +190,11 @@ impl Agent {
         agent.reconcile_keys().await;
         let turning = agent.turn_keys();
         let allowed = control.allowed();
-        let serving = tokio::spawn(control.clone().serve(listener));
+        let serving = [
+            tokio::spawn(control.clone().serve(listener)),
+            tokio::spawn(control.clone().keep_countries(settings.geoip_dir.clone())),
+            tokio::spawn(routes::watch::run(routes, shared.clone())),
+        ];
         let uplink = uplink(settings.clone(), programs.clone(), uplink_listener, allowed, control.clone());
         let uplink = supervise::keep_running(shared.clone(), "uplink".into(), uplink_stop, uplink);
         let router = RouterVm { settings, programs, decision, shared, control };
@@ -201,7 +215,7 @@ impl Agent {
                 Ok(port) => drop(ports.insert(name.clone(), port)),
                 Err(error) => self.shared.model().failure(format!("VM {name} has no port: {}", words(&error))),
             }
-            self.shared.model().vm_added(name.clone(), vm.options);
+            self.shared.model().vm_added(name.clone());
         }
         self.publish(table);
     }
@@ -210,10 +224,10 @@ impl Agent {
     ///
     /// # Errors
     /// When the name is taken, the table full, or the sockets cannot be had; nothing has changed then.
-    pub async fn add_vm(&self, vm: VmName, options: VmOptions) -> Result<VmStatus, AgentError> {
+    pub async fn add_vm(&self, vm: VmName) -> Result<VmStatus, AgentError> {
         let mut ports = self.changing.lock().await;
         let mut table = self.table().clone();
-        let link_port = table.add(vm.clone(), options)?;
+        let link_port = table.add(vm.clone())?;
         self.add_key(&vm).await?;
         let port = match self.start_port(&vm, link_port) {
             Ok(port) => port,
@@ -229,12 +243,10 @@ impl Agent {
             return Err(error.into());
         }
         ports.insert(vm.clone(), port);
-        self.shared.model().vm_added(vm.clone(), options);
+        self.shared.model().vm_added(vm.clone());
         self.publish(table);
         let socket = self.settings.run.vm_socket(&vm)?.display().to_string();
-        let VmOptions { optimistic, resolve } = options;
-        let name = vm.to_string();
-        Ok(VmStatus { name, link_up: false, port_pid: None, socket, optimistic, resolve, usage: None })
+        Ok(VmStatus { name: vm.to_string(), link_up: false, port_pid: None, socket, usage: None })
     }
 
     /// Removes a VM: the router stops serving it, its port ends, its sockets go.
@@ -283,6 +295,17 @@ impl Agent {
             Some(unknown) => Err(VmError::Unknown(unknown.clone()).into()),
             None => Ok(self.shared.model().circuits(vm)),
         }
+    }
+
+    /// The routes.
+    #[must_use]
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// Waits until the router obeys this table of routes; false when it is not there to do so.
+    pub async fn routes_applied(&self, table: u64) -> bool {
+        self.control.routes_applied(table).await
     }
 
     /// How everything is.
@@ -346,8 +369,7 @@ impl Agent {
         let _ = parts.router.1.await;
         parts.uplink.0.stop();
         let _ = parts.uplink.1.await;
-        parts.control.abort();
-        parts.keys.abort();
+        parts.control.iter().chain([&parts.keys]).for_each(JoinHandle::abort);
         let run = &self.settings.run;
         for (name, Vm { link_port, .. }) in self.table().all() {
             self.remove_sockets(name, *link_port);

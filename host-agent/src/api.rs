@@ -10,6 +10,7 @@ mod keys;
 pub mod listener;
 mod object;
 pub mod problem;
+mod routes;
 mod tokens;
 
 use std::{future::Future, io, os::unix::net::UnixListener, sync::Arc};
@@ -26,7 +27,7 @@ use axum::{
 use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
-use wire::{VmName, control::VmOptions};
+use wire::VmName;
 
 use crate::{
     agent::Agent,
@@ -62,6 +63,7 @@ fn router(agent: Arc<Agent>) -> Router {
         .routes(routes!(tokens::revoke))
         .routes(routes!(shut_down))
         .merge(keys::routes())
+        .merge(routes::router())
         .split_for_parts();
     // Fails only for maps whose keys are no texts.
     let description = description::complete(&description).unwrap_or_default();
@@ -124,9 +126,8 @@ async fn vm_add(
     body: Result<Json<Object<NewVm>>, JsonRejection>,
 ) -> Answer<(StatusCode, Json<VmStatus>)> {
     let Json(Object(new)) = body?;
-    let options = VmOptions { optimistic: new.optimistic, resolve: new.resolve };
     // A task of its own: a client that hangs up must not leave half of it done.
-    let added = tokio::spawn(async move { agent.add_vm(new.name, options).await }).await??;
+    let added = tokio::spawn(async move { agent.add_vm(new.name).await }).await??;
     Ok((StatusCode::CREATED, Json(added)))
 }
 

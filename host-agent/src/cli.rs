@@ -6,12 +6,14 @@
 //! | 1 | failed; standard error says why and what to do |
 //! | 2 | the command line is wrong |
 //! | 3 | the agent is not running |
+//! | 4 | `oht route test`: the connection is blocked; `oht route check`: a line can never match |
 
 pub mod console;
 pub mod doctor;
 pub mod events;
 mod key;
 pub mod output;
+pub mod route;
 pub mod settings_file;
 pub mod token;
 pub mod top;
@@ -104,6 +106,11 @@ enum What {
         #[command(subcommand)]
         what: Box<key::Key>,
     },
+    /// Which connections of which VMs go where.
+    Route {
+        #[command(subcommand)]
+        what: route::What,
+    },
     /// Write the man pages.
     Man {
         /// Where to; it must be there.
@@ -156,13 +163,6 @@ enum Vm {
     Add {
         /// Letters a-z, digits and hyphens.
         name: VmName,
-        /// Answer its connections at once, before the far end has accepted: sooner, but one that fails is reset later.
-        #[arg(long)]
-        optimistic: bool,
-        /// Have the names that it asks for resolved, so that it sees real addresses, and at once which names do not exist.
-        /// Slower; a name and a connection may see different exits.
-        #[arg(long)]
-        resolve: bool,
         #[command(flatten)]
         places: Places,
     },
@@ -260,9 +260,7 @@ impl Oht {
                 events::follow(&client(places)?, vm.as_ref(), log, count, json).await?;
             }
             What::Vm { what } => match what {
-                Vm::Add { name, optimistic, resolve, places } => {
-                    vm::add(&client(places)?, NewVm { name, optimistic, resolve }, json).await?;
-                }
+                Vm::Add { name, places } => vm::add(&client(places)?, NewVm { name }, json).await?,
                 Vm::Rm { name, places } => vm::remove(&client(places)?, &name, json).await?,
                 Vm::NewIdentity { name, places } => key::new_identity(&client(places)?, &name, json).await?,
                 Vm::List(places) => vm::list(&client(places)?, json).await?,
@@ -284,6 +282,7 @@ impl Oht {
                 Token::Revoke { id, places } => token::revoke(&client(places)?, &id, json).await?,
             },
             What::Key { what } => what.run(&client, json).await?,
+            What::Route { what } => return route::run(&client(what.places().clone())?, what, json).await,
             What::Man { directory } => clap_mangen::generate_to(Oht::command(), directory)?,
             What::Completions { shell } => completions(shell),
         }

@@ -20,8 +20,8 @@ use crate::{events::Event, status::Problem};
 /// Seconds that an answer may take: removing a VM waits for its port to end.
 const ANSWER_S_MAX: u64 = 15;
 
-/// Bytes of the longest answer: a thousand circuits.
-const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Bytes of the longest answer: a thousand circuits, or 20,000 routes.
+const ANSWER_BYTES_MAX: usize = 8 << 20;
 
 /// An agent, by its socket, and the token to show to it.
 #[derive(Clone)]
@@ -101,7 +101,7 @@ impl Client {
         self.send(Method::POST, path, body).await
     }
 
-    /// As [`Client::post`], with another method.
+    /// Sends `body` by another method and takes the answer.
     ///
     /// # Errors
     /// As [`Client::get`].

@@ -12,6 +12,7 @@ use wire::network::{NetworkError, TorNetwork};
 use crate::{
     image::{Image, ImageError, PUBLIC_NETWORK},
     paths::{self, RunDir, StateDir},
+    routes::geoip,
 };
 
 /// Memory of the router VM in MiB, where nothing else is said.
@@ -39,6 +40,13 @@ pub struct Options {
     /// Memory of the router VM in MiB.
     #[arg(long, value_name = "MIB")]
     pub memory_mib: Option<u32>,
+    /// The directory with drop-ins that say which connections go where, in place of /etc/oht/routes.d or
+    /// ~/.config/oht/routes.d.
+    #[arg(long, value_name = "DIR")]
+    pub routes_dir: Option<PathBuf>,
+    /// The directory with the file geoip of Debian's package tor-geoipdb, in place of /usr/share/tor.
+    #[arg(long, value_name = "DIR")]
+    pub geoip_dir: Option<PathBuf>,
     /// A directory to look for helper programs in; may be given several times.
     #[arg(long, value_name = "DIR")]
     pub programs: Vec<PathBuf>,
@@ -74,6 +82,10 @@ pub struct Settings {
     pub accel: qemu::Accel,
     /// Its memory in MiB.
     pub memory_mib: u32,
+    /// Drop-ins with routes.
+    pub routes_dir: PathBuf,
+    /// Which addresses are in which country.
+    pub geoip_dir: PathBuf,
     /// Where to look for helper programs first.
     pub programs: Vec<PathBuf>,
     /// The group whose members may use all of the API.
@@ -152,6 +164,8 @@ impl Settings {
             tor_network: options.tor_network.or(file.tor_network),
             accel: options.accel.or(file.accel).as_deref().unwrap_or("auto").parse()?,
             memory_mib,
+            routes_dir: options.routes_dir.or(file.routes_dir).unwrap_or_else(|| usual("routes.d")),
+            geoip_dir: options.geoip_dir.or(file.geoip_dir).unwrap_or_else(|| geoip::USUAL_DIRECTORY.into()),
             programs: [options.programs, file.programs].concat(),
             group: options.group.or(file.group),
             shared_socket: options.shared_socket.or(file.shared_socket),
@@ -190,6 +204,8 @@ impl Options {
         add("--tor-network", self.tor_network.as_ref().map(path));
         add("--accel", self.accel.clone().map(Into::into));
         add("--memory-mib", self.memory_mib.map(|mib| mib.to_string().into()));
+        add("--routes-dir", self.routes_dir.as_ref().map(path));
+        add("--geoip-dir", self.geoip_dir.as_ref().map(path));
         self.programs.iter().for_each(|directory| add("--programs", Some(path(directory))));
         add("--group", self.group.clone().map(Into::into));
         add("--shared-socket", self.shared_socket.as_ref().map(path));
@@ -215,11 +231,13 @@ fn read_file(path: &Path) -> Result<Options, ConfigError> {
 /// The configuration file that is read where none is given, if it is there.
 #[must_use]
 pub fn usual_file() -> PathBuf {
-    if paths::is_root() {
-        "/etc/oht/agent.toml".into()
-    } else {
-        paths::xdg("XDG_CONFIG_HOME", ".config").join("oht/agent.toml")
-    }
+    usual("agent.toml")
+}
+
+/// Where this name is in the directory for configuration.
+fn usual(name: &str) -> PathBuf {
+    let system = PathBuf::from("/etc/oht");
+    if paths::is_root() { system } else { paths::xdg("XDG_CONFIG_HOME", ".config").join("oht") }.join(name)
 }
 
 #[cfg(test)]

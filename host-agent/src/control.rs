@@ -7,9 +7,11 @@
 //!
 //! ```text
 //! Init:   hello ─► Provision ─► (Ready | Failure | ProgramEnded)* ─► PowerOff ─► PoweringOff ─► closed by us
-//! Router: hello ─► Configure ─► Attach for each VM ─► Attach/Detach as VMs come and go; notices and reports at any time
+//! Router: hello ─► Configure ─► Routes ─► Attach for each VM ─► Attach/Detach as VMs come and go, Routes and Countries as
+//!         they change; notices and reports at any time
 //! ```
 
+mod countries;
 mod init;
 mod router;
 
@@ -26,6 +28,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::{Semaphore, broadcast, watch},
     task::AbortHandle,
+    time::timeout,
 };
 use wire::{
     control::{ControlError, ToRouter, body_bytes, encode},
@@ -33,10 +36,12 @@ use wire::{
     network::TorNetwork,
 };
 
+use self::countries::Countries;
 use crate::{
     greeting::{self, GreetingError},
     relays::Relays,
     router_vm::words,
+    routes::Table,
     supervise::Shared,
     vms::Vms,
 };
@@ -47,6 +52,9 @@ const CONNECTIONS_MAX: usize = 8;
 /// Notices that wait for the router, which misses the oldest when there are more.
 const NOTICES_MAX: usize = 256;
 
+/// How long the router may take to obey other routes.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What the control connections need, and what they offer.
 #[derive(Clone)]
 pub struct Control(Arc<Inner>);
@@ -55,6 +63,10 @@ struct Inner {
     shared: Shared,
     network: TorNetwork,
     vms: watch::Receiver<Vms>,
+    routes: watch::Receiver<Arc<Table>>,
+    /// The table that the router obeys, none while it is not connected, 0 until it obeys one.
+    applied: watch::Sender<Option<u64>>,
+    countries: watch::Sender<Option<Arc<Countries>>>,
     relays: Mutex<Relays>,
     relays_kept: PathBuf,
     allowed: watch::Sender<Vec<u8>>,
@@ -84,16 +96,44 @@ enum SessionError {
 }
 
 impl Control {
-    /// Control for `network` and `vms`; the relays' allow list of before is at `relays_kept`.
+    /// Control for `network`, `vms` and `routes`; the relays' allow list of before is at `relays_kept`.
     #[must_use]
-    pub fn new(shared: Shared, network: TorNetwork, vms: watch::Receiver<Vms>, relays_kept: PathBuf) -> Control {
+    pub fn new(
+        shared: Shared,
+        network: TorNetwork,
+        vms: watch::Receiver<Vms>,
+        routes: watch::Receiver<Arc<Table>>,
+        relays_kept: PathBuf,
+    ) -> Control {
         let relays = Relays::load(network.clone(), &relays_kept);
         let (allowed, _) = watch::channel(relays.line());
         let (power_off, _) = watch::channel(false);
         let (notices, _) = broadcast::channel(NOTICES_MAX);
         let relays = Mutex::new(relays);
         let sessions = Mutex::default();
-        Control(Arc::new(Inner { shared, network, vms, relays, relays_kept, allowed, power_off, notices, sessions }))
+        let (applied, countries) = (watch::channel(None).0, watch::channel(None).0);
+        Control(Arc::new(Inner {
+            shared,
+            network,
+            vms,
+            routes,
+            applied,
+            countries,
+            relays,
+            relays_kept,
+            allowed,
+            power_off,
+            notices,
+            sessions,
+        }))
+    }
+
+    /// Waits until the router obeys this table of routes, or a later one. False when it is not connected, so that it will
+    /// begin with that table, or does not say so in time.
+    pub async fn routes_applied(&self, table: u64) -> bool {
+        let mut applied = self.0.applied.subscribe();
+        let done = applied.wait_for(|applied| applied.is_none_or(|applied| applied >= table));
+        matches!(timeout(APPLY_TIMEOUT, done).await, Ok(Ok(applied)) if applied.is_some())
     }
 
     /// Tells the router what it should know now; not one that connects later, for which it is no news.
@@ -164,6 +204,7 @@ impl Control {
             let current = sessions.router.as_ref().is_some_and(|session| session.id() == id);
             drop(sessions);
             if current {
+                self.0.applied.send_replace(None);
                 self.0.shared.model().program_lost();
             }
             self.ended(if role == Role::Init { "guest-init" } else { "the router program" }, result);

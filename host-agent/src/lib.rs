@@ -2,7 +2,7 @@
 //!
 //! The daemon starts and watches the router VM (QEMU, vsock device, virtiofsd: [`router_vm`]), the uplink ([`uplink`])
 //! and one port per VM ([`agent`]), each started again when it ends ([`supervise`]). It tells the router which network
-//! to use and which VMs to serve ([`control`]), and serves an HTTP API on an AF_UNIX socket ([`api`]), which the command
+//! to use, which routes to obey ([`routes`]) and which VMs to serve ([`control`]), and serves an HTTP API on an AF_UNIX socket ([`api`]), which the command
 //! uses ([`client`], [`cli`]). It opens no network socket and never reads a frame.
 //!
 //! It holds the keys of this host and its VMs ([`keys`]), sealed in a store ([`store`]) or in memory.
@@ -39,6 +39,7 @@ pub mod pidfd;
 pub mod programs;
 pub mod relays;
 pub mod router_vm;
+pub mod routes;
 pub mod sockets;
 pub mod spawn;
 pub mod status;

@@ -120,15 +120,7 @@ mod tests {
     use crate::status::{AgentStatus, ProcessStatus, RouterStatus, TorStatus, VmStatus};
 
     fn vm(name: &str, usage: Option<VmUsage>) -> VmStatus {
-        VmStatus {
-            name: name.into(),
-            link_up: true,
-            port_pid: None,
-            socket: String::new(),
-            optimistic: false,
-            resolve: false,
-            usage,
-        }
+        VmStatus { name: name.into(), link_up: true, port_pid: None, socket: String::new(), usage }
     }
 
     fn status() -> Status {

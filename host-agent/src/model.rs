@@ -8,10 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wire::{
-    VmName,
-    control::{FromRouter, VmOptions},
-};
+use wire::{VmName, control::FromRouter};
 
 use crate::{
     events::{Event, Events},
@@ -74,7 +71,6 @@ pub struct Router {
 #[derive(Debug, Default)]
 struct Vm {
     link_up: bool,
-    options: VmOptions,
     usage: Option<VmUsage>,
 }
 
@@ -175,9 +171,9 @@ impl Model {
     }
 
     /// A VM was added.
-    pub fn vm_added(&mut self, vm: VmName, options: VmOptions) {
+    pub fn vm_added(&mut self, vm: VmName) {
         self.events.announce(|| Event::VmAdded { vm: vm.to_string() });
-        self.vms.insert(vm, Vm { options, ..Vm::default() });
+        self.vms.insert(vm, Vm::default());
     }
 
     /// A VM was removed.
@@ -187,7 +183,7 @@ impl Model {
         self.circuits.retain(|circuit| circuit.vm != vm.as_str());
     }
 
-    /// Takes a message of the router, except its relays, which are not for showing.
+    /// Takes a message of the router, except its relays and which routes it obeys, which are not for showing.
     pub fn router_says(&mut self, message: FromRouter, now: Instant, unix_s: u64) {
         match message {
             FromRouter::Bootstrap { percent, usable, status } => {
@@ -199,7 +195,7 @@ impl Model {
                 self.tor.usable = usable;
                 self.tor_is(status.chars().filter(|c| !c.is_control()).take(FAILURE_BYTES_MAX).collect());
             }
-            FromRouter::Relays { .. } => {}
+            FromRouter::Relays { .. } | FromRouter::RoutesApplied { .. } => {}
             FromRouter::Link { vm, up } => {
                 if let Some(known) = self.vms.get_mut(&vm) {
                     known.link_up = up;
@@ -301,8 +297,6 @@ impl Model {
             link_up: vm.link_up,
             port_pid: self.processes.get(&format!("port:{name}")).and_then(|port| port.running).map(|(pid, _)| pid),
             socket: run.vm(name).join("net.sock").display().to_string(),
-            optimistic: vm.options.optimistic,
-            resolve: vm.options.resolve,
             usage: vm.usage.clone(),
         };
         self.vms.iter().map(status).collect()
@@ -352,8 +346,8 @@ mod tests {
     fn circuits_are_counted_bounded_and_gone_with_their_vm_and_router() {
         let mut model = Model::default();
         let now = Instant::now();
-        model.vm_added(vm("a"), VmOptions::default());
-        model.vm_added(vm("b"), VmOptions::default());
+        model.vm_added(vm("a"));
+        model.vm_added(vm("b"));
         for message in [stream("a", "1"), stream("b", "2"), stream("a", "1"), stream("stranger", "3")] {
             model.router_says(message, now, 7);
         }
@@ -373,7 +367,7 @@ mod tests {
     #[test]
     fn usage_is_bounded_kept_for_known_vms_and_gone_with_the_program() {
         let mut model = Model::default();
-        model.vm_added(vm("a"), VmOptions { optimistic: true, resolve: false });
+        model.vm_added(vm("a"));
         let mut drops: BTreeMap<String, u64> = (0..200).map(|i| (format!("reason_{i:03}"), i)).collect();
         drops.insert("a \"quote\"\n".into(), 1);
         drops.insert("a".repeat(1000), 1);
@@ -393,7 +387,6 @@ mod tests {
         let run = RunDir::new(Some("/r".into()));
         let [known] = &model.vms(&run)[..] else { panic!("one VM") };
         let usage = known.usage.as_ref().unwrap();
-        assert!(known.optimistic);
         assert_eq!((usage.flows, usage.circuits, usage.retries), (1, 2, 3));
         assert_eq!((usage.bytes_from_vm, usage.bytes_to_vm), (4, 5));
         assert_eq!(usage.drops.len(), REASONS_MAX);

@@ -5,7 +5,7 @@
 
 use std::{
     env, fs, io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -214,6 +214,12 @@ impl StateDir {
         self.0.join("relays.json")
     }
 
+    /// The routes that the API was told.
+    #[must_use]
+    pub fn routes(&self) -> PathBuf {
+        self.0.join("routes.conf")
+    }
+
     /// The processes that run for this state.
     #[must_use]
     pub fn children(&self) -> PathBuf {
@@ -227,6 +233,21 @@ impl StateDir {
 /// When the disk is full, or the directory may not be written.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     replace(path, content, |draft| fs::File::open(draft)?.sync_all())
+}
+
+/// As [`write_atomically`], for content that is for nobody else: the file is closed to others from the beginning. It is
+/// there after a crash of the host, too.
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn write_privately(path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("new");
+    // One that a crash has left may be open to others.
+    let _ = fs::remove_file(&draft);
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    write_atomically(path, content)?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    fs::File::open(directory)?.sync_all()
 }
 
 /// As [`write_atomically`], for content that means nothing after a crash of the host: does not wait for the disk.
@@ -315,6 +336,19 @@ mod tests {
         assert!(long.vm_socket(&vm).unwrap_err().to_string().contains("shorter --run-dir"));
         assert!(RunDir::new(Some(format!("/{}", "y".repeat(100)).into())).check().is_err());
         assert!(RunDir::new(Some("/a,b".into())).check().unwrap_err().to_string().contains("comma"));
+    }
+
+    #[test]
+    fn what_is_private_is_closed_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("routes.conf");
+        fs::write(dir.path().join("routes.new"), b"open").unwrap();
+        for content in [&b"one"[..], b"two"] {
+            write_privately(&path, content).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), content);
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

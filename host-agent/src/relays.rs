@@ -82,6 +82,18 @@ impl Relays {
         line
     }
 
+    /// The IPv4 addresses of all relays that are known.
+    #[must_use]
+    pub fn v4_addresses(&self) -> BTreeSet<Ipv4Addr> {
+        let all = self.network.addresses();
+        all.union(&self.reported)
+            .filter_map(|orport| match orport.ip() {
+                IpAddr::V4(v4) => Some(v4),
+                IpAddr::V6(_) => None,
+            })
+            .collect()
+    }
+
     /// Tells networks apart by their authorities: relays of one must not be dialled for another.
     fn fingerprint(&self) -> String {
         let mut authorities: Vec<_> = self.network.authorities.iter().map(|id| id.to_ascii_uppercase()).collect();

@@ -1,5 +1,7 @@
 //! What the API says, as it stands in JSON. The agent writes these, `oht` reads them.
 
+pub mod routes;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -120,10 +122,6 @@ pub struct VmStatus {
     pub port_pid: Option<u32>,
     /// Where its QEMU connects.
     pub socket: String,
-    /// Whether its connections are answered before the far end has accepted.
-    pub optimistic: bool,
-    /// Whether the names that it asks for are resolved.
-    pub resolve: bool,
     /// What it uses and has used; none until the router has said it, which it does every few seconds.
     pub usage: Option<VmUsage>,
 }
@@ -169,13 +167,6 @@ pub struct NewVm {
     /// 1 to 63 of a-z, 0-9 and hyphens.
     #[schema(value_type = String, max_length = 63)]
     pub name: wire::VmName,
-    /// Whether its connections are to be answered before the far end has accepted: sooner, and not always true.
-    #[serde(default)]
-    pub optimistic: bool,
-    /// Whether the names that it asks for are to be resolved by exits, instead of getting made-up addresses: for programs
-    /// that must see real ones. Slower, and an exit that resolves a name may not be the one that connects.
-    #[serde(default)]
-    pub resolve: bool,
 }
 
 /// What attaches a VM.

@@ -1,4 +1,4 @@
-//! The table of VMs: names, link ports and how they are served, kept in a file. No I/O but that file.
+//! The table of VMs: names and link ports, kept in a file. No I/O but that file.
 //!
 //! A VM keeps its link port for as long as it exists, across restarts of everything. Ports run from
 //! [`wire::LINK_PORT_FIRST`]; the lowest free one is given, so there are never more than [`wire::VMS_MAX`].
@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use wire::{LINK_PORT_FIRST, VMS_MAX, VmName, control::VmOptions};
+use wire::{LINK_PORT_FIRST, VMS_MAX, VmName};
 
 use crate::paths::write_atomically;
 
@@ -22,8 +22,6 @@ pub type Vms = BTreeMap<VmName, Vm>;
 pub struct Vm {
     /// The vsock port of its link.
     pub link_port: u32,
-    /// How else.
-    pub options: VmOptions,
 }
 
 /// The VMs and how they are served.
@@ -73,10 +71,10 @@ struct Document {
 struct Entry {
     name: VmName,
     link_port: u32,
-    // Files from before there was a choice have no such fields.
-    #[serde(default)]
+    // What routes say now; files of earlier versions have it here.
+    #[serde(default, skip_serializing)]
     optimistic: bool,
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     resolve: bool,
 }
 
@@ -85,13 +83,13 @@ impl VmTable {
     ///
     /// # Errors
     /// When the name is taken or the table full.
-    pub fn add(&mut self, vm: VmName, options: VmOptions) -> Result<u32, VmError> {
+    pub fn add(&mut self, vm: VmName) -> Result<u32, VmError> {
         if self.0.contains_key(&vm) {
             return Err(VmError::Exists(vm));
         }
         let taken: BTreeSet<u32> = self.0.values().map(|vm| vm.link_port).collect();
         let link_port = link_ports().find(|port| !taken.contains(port)).ok_or(VmError::Full)?;
-        self.0.insert(vm, Vm { link_port, options });
+        self.0.insert(vm, Vm { link_port });
         Ok(link_port)
     }
 
@@ -130,7 +128,12 @@ impl VmTable {
             if !link_ports().contains(&link_port) || !ports.insert(link_port) {
                 return Err(wrong(format!("{name} has the link port {link_port}, which is no free one")));
             }
-            if table.0.insert(name.clone(), Vm { link_port, options: VmOptions { optimistic, resolve } }).is_some() {
+            if optimistic || resolve {
+                tracing::warn!(
+                    "{name} was optimistic or had names resolved: that is for routes to say (`oht route add`)"
+                );
+            }
+            if table.0.insert(name.clone(), Vm { link_port }).is_some() {
                 return Err(wrong(format!("{name} stands there twice")));
             }
         }
@@ -145,8 +148,8 @@ impl VmTable {
         let entry = |(name, vm): (&VmName, &Vm)| Entry {
             name: name.clone(),
             link_port: vm.link_port,
-            optimistic: vm.options.optimistic,
-            resolve: vm.options.resolve,
+            optimistic: false,
+            resolve: false,
         };
         let vms = self.0.iter().map(entry).collect();
         let json = serde_json::to_vec_pretty(&Document { version: 1, vms });
@@ -170,22 +173,22 @@ mod tests {
     #[test]
     fn ports_are_the_lowest_free_ones_and_stay() {
         let mut table = VmTable::default();
-        assert_eq!(table.add(name("a"), VmOptions::default()).unwrap(), 2048);
-        assert_eq!(table.add(name("b"), VmOptions::default()).unwrap(), 2049);
-        assert!(matches!(table.add(name("a"), VmOptions::default()), Err(VmError::Exists(_))));
+        assert_eq!(table.add(name("a")).unwrap(), 2048);
+        assert_eq!(table.add(name("b")).unwrap(), 2049);
+        assert!(matches!(table.add(name("a")), Err(VmError::Exists(_))));
         assert_eq!(table.remove(&name("a")).unwrap(), 2048);
         assert!(matches!(table.remove(&name("a")), Err(VmError::Unknown(_))));
         assert_eq!(table.all()[&name("b")].link_port, 2049);
-        assert_eq!(table.add(name("c"), VmOptions::default()).unwrap(), 2048);
+        assert_eq!(table.add(name("c")).unwrap(), 2048);
     }
 
     #[test]
     fn there_is_a_last_vm() {
         let mut table = VmTable::default();
         for i in 0..VMS_MAX {
-            table.add(name(&format!("vm{i}")), VmOptions::default()).unwrap();
+            table.add(name(&format!("vm{i}"))).unwrap();
         }
-        assert!(matches!(table.add(name("more"), VmOptions::default()), Err(VmError::Full)));
+        assert!(matches!(table.add(name("more")), Err(VmError::Full)));
     }
 
     #[test]
@@ -194,14 +197,14 @@ mod tests {
         let path = dir.path().join("vms.json");
         assert_eq!(VmTable::load(&path).unwrap(), VmTable::default());
         let mut table = VmTable::default();
-        table.add(name("a"), VmOptions::default()).unwrap();
-        table.add(name("b"), VmOptions { optimistic: true, resolve: true }).unwrap();
+        table.add(name("a")).unwrap();
+        table.add(name("b")).unwrap();
         table.remove(&name("a")).unwrap();
         table.save(&path).unwrap();
         assert_eq!(VmTable::load(&path).unwrap(), table);
-        fs::write(&path, r#"{"version":1,"vms":[{"name":"b","link_port":2049}]}"#).unwrap();
-        let earlier = VmTable::load(&path).unwrap().all()[&name("b")];
-        assert_eq!(earlier.options, VmOptions::default(), "as written by an earlier version");
+        let earlier = r#"{"version":1,"vms":[{"name":"b","link_port":2049,"optimistic":true,"resolve":false}]}"#;
+        fs::write(&path, earlier).unwrap();
+        assert_eq!(VmTable::load(&path).unwrap(), table, "as written by an earlier version");
         for bad in [
             "",
             r#"{"version":2,"vms":[]}"#,

@@ -12,8 +12,9 @@ use std::{
 
 use serde_json::Value;
 use wire::{
-    control::{FromInit, FromRouter, ToInit, ToRouter, VmOptions, VmUsage, body_bytes, decode, encode},
+    control::{FromInit, FromRouter, ToInit, ToRouter, VmUsage, body_bytes, decode, encode},
     hello::Role,
+    route::Route,
     uplink::{DialAnswer, DialRequest},
 };
 
@@ -128,12 +129,12 @@ fn order(router: &mut UnixStream) -> ToRouter {
 fn what_a_vm_uses_is_in_the_status_and_the_metrics() {
     let mut world = World::new();
     world.start();
-    assert!(world.oht(&["vm", "add", "web", "--optimistic", "--resolve"]).status.success());
+    assert!(world.oht(&["vm", "add", "web"]).status.success());
     assert_eq!(world.status()["vms"][0]["usage"], Value::Null);
     let mut router = world.connect("r/vsock_1024", Role::Router);
     assert!(matches!(order(&mut router), ToRouter::Configure { .. }));
-    let ToRouter::Attach { vm, options, .. } = order(&mut router) else { panic!("no VM to attach") };
-    assert_eq!(options, VmOptions { optimistic: true, resolve: true });
+    assert!(matches!(order(&mut router), ToRouter::Routes(part) if part.total == 0));
+    let ToRouter::Attach { vm, .. } = order(&mut router) else { panic!("no VM to attach") };
     let usage = VmUsage {
         vm,
         flows: 3,
@@ -148,7 +149,7 @@ fn what_a_vm_uses_is_in_the_status_and_the_metrics() {
     world.until("the usage is known", |world| world.status()["vms"][0]["usage"]["flows"] == 3);
     let status = world.oht(&["status"]);
     let said = String::from_utf8_lossy(&status.stdout).into_owned();
-    for part in ["3 flows on 2 circuits", "1000 B out, 1048576.0 MiB in, 1 retries", "checksum 5", "optimistic"] {
+    for part in ["3 flows on 2 circuits", "1000 B out, 1048576.0 MiB in, 1 retries", "checksum 5"] {
         assert!(said.contains(part), "{part} is not in {said}");
     }
     let json = world.oht(&["status", "--json"]);
@@ -165,6 +166,72 @@ fn what_a_vm_uses_is_in_the_status_and_the_metrics() {
 }
 
 #[test]
+fn routes_are_in_force_when_they_are_acknowledged_and_survive_the_agent() {
+    let mut world = World::new();
+    world.start();
+    let add = |world: &World, route: &str| world.oht(&["route", "add", "--json", "*", route, "block"]);
+    let added = add(&world, "a.example");
+    let said = String::from_utf8_lossy(&added.stdout).into_owned();
+    assert!(added.status.success() && said.contains("\"in_force\": false"), "no router is there: {said}");
+    let mut router = world.connect("r/vsock_1024", Role::Router);
+    assert!(matches!(order(&mut router), ToRouter::Configure { .. }));
+    let ToRouter::Routes(part) = order(&mut router) else { panic!("no routes") };
+    assert_eq!(part.routes, ["* a.example block".parse::<Route>().unwrap()]);
+    // The command waits for the router.
+    let waiting = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| add(&world, "b.example"));
+        let ToRouter::Routes(part) = order(&mut router) else { panic!("no routes") };
+        assert_eq!(part.total, 2);
+        assert!(!waiting.is_finished());
+        router.write_all(&encode(&FromRouter::RoutesApplied { table: part.table }).unwrap()).unwrap();
+        waiting.join().unwrap()
+    });
+    assert!(String::from_utf8_lossy(&waiting.stdout).contains("\"in_force\": true"));
+    drop(router);
+    // What is acknowledged is on the disk.
+    world.kill_agent();
+    world.start();
+    let listed = world.oht(&["route", "list"]);
+    assert_eq!(
+        String::from_utf8_lossy(&listed.stdout),
+        "50-api.conf:1: * a.example block reject\n50-api.conf:2: * b.example block reject\n"
+    );
+    let test = world.oht(&["route", "test", "web", "b.example:443"]);
+    let said = String::from_utf8_lossy(&test.stdout).into_owned();
+    assert!(test.status.code() == Some(4) && said.contains("because of 50-api.conf:2"), "{said}");
+    assert_eq!(world.oht(&["route", "test", "web", "c.example:443"]).status.code(), Some(0));
+    assert_eq!(world.oht(&["route", "rm", "2"]).status.code(), Some(0));
+    assert_eq!(world.oht(&["route", "rm", "2"]).status.code(), Some(1));
+    assert!(add(&world, "a.example").status.success());
+    let check = world.oht(&["route", "check"]);
+    assert!(check.status.code() == Some(4) && String::from_utf8_lossy(&check.stdout).contains("can never match"));
+}
+
+#[test]
+fn drop_ins_are_read_when_they_change_and_wrong_ones_let_nothing_more_through() {
+    let mut world = World::new();
+    let directory = world.path("oht/routes.d");
+    fs::create_dir_all(&directory).unwrap();
+    world.routes_dir = Some(directory.clone());
+    fs::write(directory.join("10.conf"), "* a.example blokc\n").unwrap();
+    world.start();
+    let code = |world: &World| world.oht(&["route", "test", "web", "b.example:443"]).status.code();
+    assert_eq!(code(&world), Some(4), "all is blocked");
+    assert!(world.status()["failures"].to_string().contains("did you mean block?"), "{}", world.status());
+    let refused = world.request("POST", "/routes", r#"{"route":"* * tor","first":true}"#).unwrap();
+    assert_eq!(refused.0, 409, "{}", refused.1);
+    fs::write(directory.join("10.conf"), "* a.example block\n").unwrap();
+    world.until("it is read again", |world| code(world) == Some(0));
+    fs::write(directory.join("10.conf"), "nonsense\n").unwrap();
+    let failures = |world: &World| world.status()["failures_total"].as_u64().unwrap();
+    world.until("it is a failure", |world| failures(world) >= 2);
+    assert_eq!(world.oht(&["route", "test", "web", "a.example:443"]).status.code(), Some(4), "as it was");
+    assert_eq!(code(&world), Some(0));
+    assert_eq!(world.oht(&["route", "check"]).status.code(), Some(4));
+    assert_eq!(world.oht(&["route", "reload"]).status.code(), Some(1));
+}
+
+#[test]
 fn bad_input_gets_a_clear_answer_and_changes_nothing() {
     let mut world = World::new();
     world.start();
@@ -176,6 +243,15 @@ fn bad_input_gets_a_clear_answer_and_changes_nothing() {
         ("POST", "/vms", r#"["a"]"#, 422),
         ("POST", "/vms", &long, 422),
         ("POST", "/vms", "{", 400),
+        ("POST", "/routes", r#"{"route":"* *"}"#, 422),
+        ("POST", "/routes", r#"{"route":"* * tor","more":1}"#, 422),
+        ("PUT", "/routes", r#"{"text":"nonsense"}"#, 422),
+        ("DELETE", "/routes/7", "", 404),
+        ("DELETE", "/routes/x", "", 400),
+        ("POST", "/routes/test", r#"{"vm":"a","target":"example.org"}"#, 422),
+        ("POST", "/routes/test", r#"{"vm":"../a","target":"example.org:1"}"#, 422),
+        ("GET", "/routes/7", "", 405),
+        ("GET", "/routes", "", 200),
         ("PUT", "/vms", "", 405),
         ("GET", "/nothing", "", 404),
         ("DELETE", "/vms/none", "", 404),

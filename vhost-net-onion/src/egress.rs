@@ -1,10 +1,20 @@
 //! Where flows go: to Tor. A trait, so that the session can be tested without it.
 
-use std::{future::Future, net::IpAddr, sync::Arc};
+use std::{
+    future::{Future, pending},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use gateway::{Credential, Failure, Host, Target, Unresolved};
-use onion::{CircuitInfo, ConnectError, OnionStream, ResolveError, VmClient};
+use onion::{CircuitInfo, CircuitOf, ConnectError, OnionStream, ResolveError, VmClient, Way};
 use tokio::io::{AsyncRead, AsyncWrite};
+use wire::route::{Block, Hop, HopHost};
+
+use crate::{
+    hop,
+    routes::{RoutedStream, VmRouting},
+};
 
 /// A stream that a flow of the VM needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,8 +36,13 @@ pub trait Egress: Send + Sync + 'static {
     /// What the VM is to be told.
     fn connect(&self, request: Request) -> impl Future<Output = Result<Self::Stream, Failure>> + Send;
 
-    /// Finds the addresses of a name that is no onion service's. Asked only if the gateway's configuration wants it; who
-    /// does not serve such gateways need not know any.
+    /// Returns when `stream` is to be broken off, whatever it carries; never where nobody does that.
+    fn ended(&self, _stream: &Self::Stream) -> impl Future<Output = ()> + Send + 'static {
+        pending()
+    }
+
+    /// Finds the addresses of a name that is no onion service's. Asked only if the gateway's policy wants it; who does not
+    /// serve such gateways need not know any.
     ///
     /// # Errors
     /// What the VM is to be told.
@@ -39,45 +54,94 @@ pub trait Egress: Send + Sync + 'static {
 /// Told which circuit each new stream of a VM is on.
 pub type StreamObserver = dyn Fn(CircuitInfo) + Send + Sync;
 
-/// The streams of one VM go through its own Tor client, on circuits that no other VM shares.
+/// The streams of one VM go by its routes, and through its own Tor client, on circuits that no other VM shares.
 pub struct TorEgress {
     client: VmClient,
+    routing: VmRouting,
     on_stream: Arc<StreamObserver>,
 }
 
 impl TorEgress {
-    /// Streams through `client`; `on_stream` is called for each one that is open.
+    /// Streams through `client`, as `routing` says; `on_stream` is called for each one that is open.
     #[must_use]
-    pub fn new(client: VmClient, on_stream: Arc<StreamObserver>) -> TorEgress {
-        TorEgress { client, on_stream }
+    pub fn new(client: VmClient, routing: VmRouting, on_stream: Arc<StreamObserver>) -> TorEgress {
+        TorEgress { client, routing, on_stream }
     }
-}
 
-impl Egress for TorEgress {
-    type Stream = OnionStream;
-
-    async fn connect(&self, Request { target, credential }: Request) -> Result<OnionStream, Failure> {
-        let host = match target.host {
-            Host::Name(name) => name,
-            Host::Address(address) => address.to_string(),
+    /// Opens a stream that goes this way.
+    async fn open(&self, request: &Request, way: &Way, via: Option<&Hop>) -> Result<OnionStream, Failure> {
+        let Request { target, credential } = request;
+        let destination = written(&target.host);
+        let credential = credential.as_ref().map(|credential| onion::Credential::new(credential.as_bytes()));
+        let (host, port) = match via {
+            None => (destination.clone(), target.port),
+            Some(hop) => (hop_host(hop.host()), hop.port()),
         };
-        let credential = credential.map(|credential| onion::Credential::new(credential.as_bytes()));
-        let stream = self.client.connect(&host, target.port, credential.as_ref()).await;
-        let stream = stream.map_err(|error| match error {
+        let circuit = CircuitOf { destination: &destination, credential: credential.as_ref(), way };
+        let stream = self.client.connect(&host, port, circuit).await;
+        let mut stream = stream.map_err(|error| match error {
+            // What the proxy says of itself is nothing that the target says.
+            ConnectError::Refused if via.is_some() => Failure::Unreachable,
             ConnectError::Refused => Failure::Refused,
             ConnectError::Unreachable => Failure::Unreachable,
             ConnectError::TimedOut => Failure::TimedOut,
         })?;
-        if let Some(circuit) = stream.circuit() {
-            (self.on_stream)(circuit.clone());
+        if let Some(hop) = via {
+            hop::lead_on(&mut stream, hop, target).await?;
         }
         Ok(stream)
     }
+}
+
+impl Egress for TorEgress {
+    type Stream = RoutedStream<OnionStream>;
+
+    async fn connect(&self, request: Request) -> Result<RoutedStream<OnionStream>, Failure> {
+        loop {
+            let (entry, way, via) = self.routing.enter(&request.target).map_err(|block| match block {
+                Block::Reject => Failure::Refused,
+                Block::Drop => Failure::TimedOut,
+            })?;
+            let stream = tokio::select! {
+                biased;
+                // Other routes are in force: they decide anew.
+                () = entry.cut().wait() => continue,
+                stream = self.open(&request, &way, via.as_ref()) => stream?,
+            };
+            if entry.cut().is_cut() {
+                continue;
+            }
+            if let Some(circuit) = stream.circuit() {
+                (self.on_stream)(circuit.clone());
+            }
+            return Ok(RoutedStream::new(stream, entry));
+        }
+    }
+
+    fn ended(&self, stream: &Self::Stream) -> impl Future<Output = ()> + Send + 'static {
+        stream.ended()
+    }
 
     async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, Unresolved> {
-        self.client.resolve(name).await.map_err(|error| match error {
+        // Other routes may be in force since the question came.
+        let Some(way) = self.routing.resolution(name) else { return Err(Unresolved::Failed) };
+        self.client.resolve(name, &way).await.map_err(|error| match error {
             ResolveError::NoSuchName => Unresolved::NoSuchName,
             ResolveError::Failed => Unresolved::Failed,
         })
+    }
+}
+
+fn written(host: &Host) -> String {
+    match host {
+        Host::Name(name) => name.clone(),
+        Host::Address(address) => address.to_string(),
+    }
+}
+
+fn hop_host(host: &HopHost) -> String {
+    match host {
+        HopHost::Name(name) => name.to_string(),
+        HopHost::Address(address) => address.to_string(),
     }
 }

@@ -84,7 +84,12 @@ pub(crate) fn start<E: Egress>(id: FlowId, request: Request, egress: Arc<E>, rep
             Ok(stream) => {
                 // The session may be gone, and with it whoever would care.
                 let _ = reports.send((id, Report::Connected));
-                pump(id, stream, chunks, gone, &reports).await
+                let ended = egress.ended(&stream);
+                tokio::select! {
+                    biased;
+                    () = ended => Report::Broken,
+                    last = pump(id, stream, chunks, gone, &reports) => last,
+                }
             }
         };
         let _ = reports.send((id, last));

@@ -9,6 +9,7 @@
 //! - [`onion`] opens Tor streams.
 //! - [`Session`] is the pump between them: it owns the gateway of one VM, reads frames from the link and writes frames
 //!   to it, and runs one task for each flow, which owns that flow's stream.
+//! - [`VmRouting`] holds the routes of the VM: which streams may be opened, how they go, and which end when it changes.
 //! - [`embedded`] puts all of it into one process on the host, for development and for hosts that cannot nest.
 //!
 //! Back-pressure goes both ways through every stage. Towards the far end: a flow's task takes chunks from a bounded
@@ -22,7 +23,9 @@ pub mod egress;
 pub mod embedded;
 mod flow;
 pub mod handshake;
+mod hop;
 pub mod memory_vm;
+mod routes;
 mod session;
 mod stats;
 
@@ -31,5 +34,6 @@ pub use egress::{Egress, Request, TorEgress};
 pub use gateway;
 pub use onion;
 pub use port;
+pub use routes::{RoutedStream, VmRouting};
 pub use session::Session;
 pub use stats::{Stats, VmStats};

@@ -16,7 +16,7 @@ use tokio::{
 use vhost_net_onion::{
     Session, Stats, StreamCarrier,
     egress::{Egress, Request},
-    gateway::{Config, Failure, Host, Target, Unresolved},
+    gateway::{Config, Failure, Host, Policy, Target, Unresolved},
     memory_vm::{Connection, MemoryVm, MemoryVmError},
 };
 
@@ -157,7 +157,14 @@ fn refused_unreachable_and_silent_are_three_different_things() {
 
 #[test]
 fn names_are_resolved_if_that_is_wanted() {
-    let config = Config { resolve: true, ..Config::default() };
+    #[derive(Debug)]
+    struct Resolving;
+    impl Policy for Resolving {
+        fn resolves(&self, _name: &str) -> bool {
+            true
+        }
+    }
+    let config = Config { policy: Arc::new(Resolving), ..Config::default() };
     with_vm_of(config, |mut vm, server, mut far_ends, _| async move {
         assert_eq!(vm.resolve(server, "real.test").await?, REAL);
         assert!(matches!(vm.resolve(server, "other.test").await, Err(MemoryVmError::Missing(_))));

@@ -7,14 +7,24 @@
 //! JSON, because these messages are few and people read them in logs. A message that this version does not know, or
 //! with a field that it does not know, is an error: both ends are built together, so it means that something is wrong.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{VmName, network::TorNetwork};
+use crate::{
+    VmName,
+    network::TorNetwork,
+    route::{Country, RoutesPart},
+};
 
 /// Bytes of the longest message: the relays of a consensus, about 10,000 addresses.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// Relays of which the country is told at most: four times today's public network.
+pub const COUNTRY_ADDRESSES_MAX: usize = 40_000;
 
 /// From the host agent to guest-init.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,16 +68,6 @@ pub enum FromInit {
     PoweringOff,
 }
 
-/// How a VM is served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VmOptions {
-    /// Whether its connections are answered before the far end has accepted.
-    pub optimistic: bool,
-    /// Whether the names that it asks for are resolved, instead of getting made-up addresses.
-    pub resolve: bool,
-}
-
 /// From the host agent to the router.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -77,14 +77,21 @@ pub enum ToRouter {
         /// The Tor network.
         network: TorNetwork,
     },
+    /// Part of a table of routes. The first table comes before the first VM; each later one takes the place of the one
+    /// before, once it is whole. Holds passwords of proxies: not to be logged.
+    Routes(RoutesPart),
+    /// In which countries relays are, by their IPv4 addresses, which every relay has; in place of what was said before.
+    /// Sent where a route asks for a country, and at most [`COUNTRY_ADDRESSES_MAX`] addresses.
+    Countries {
+        /// The addresses of each country.
+        of: BTreeMap<Country, Vec<Ipv4Addr>>,
+    },
     /// Serve this VM: connect to its frame link and keep connecting.
     Attach {
         /// The VM.
         vm: VmName,
         /// The vsock port of its link.
         link_port: u32,
-        /// How.
-        options: VmOptions,
     },
     /// Stop serving this VM and close its streams.
     Detach {
@@ -119,6 +126,11 @@ pub enum FromRouter {
     Relays {
         /// Every ORPort.
         orports: Vec<SocketAddr>,
+    },
+    /// A table of routes is in force: every stream from now on obeys it, and those that it does not keep are ended.
+    RoutesApplied {
+        /// Its [number](RoutesPart::table).
+        table: u64,
     },
     /// The link of a VM was connected, or was lost and is being connected again.
     Link {
@@ -228,11 +240,7 @@ mod tests {
     use super::*;
 
     fn attach() -> ToRouter {
-        ToRouter::Attach {
-            vm: "web".parse().unwrap(),
-            link_port: 2048,
-            options: VmOptions { optimistic: true, resolve: false },
-        }
+        ToRouter::Attach { vm: "web".parse().unwrap(), link_port: 2048 }
     }
 
     #[test]
@@ -248,10 +256,12 @@ mod tests {
     fn unknown_messages_fields_and_names_are_refused() {
         for json in [
             r#"{"explode":{}}"#,
-            r#"{"attach":{"vm":"web","link_port":1,"options":{"optimistic":true,"resolve":false},"more":2}}"#,
-            r#"{"attach":{"vm":"../web","link_port":1,"options":{"optimistic":true,"resolve":false}}}"#,
-            r#"{"attach":{"vm":"web","link_port":-1,"options":{"optimistic":true,"resolve":false}}}"#,
-            r#"{"attach":{"vm":"web","link_port":1}}"#,
+            r#"{"attach":{"vm":"web","link_port":1,"more":2}}"#,
+            r#"{"attach":{"vm":"../web","link_port":1}}"#,
+            r#"{"attach":{"vm":"web","link_port":-1}}"#,
+            r#"{"attach":{"vm":"web"}}"#,
+            r#"{"countries":{"of":{"CHE":["192.0.2.1"]}}}"#,
+            r#"{"routes":{"table":1,"total":0,"from":0,"routes":[],"more":1}}"#,
             "",
         ] {
             let mut bytes = u32::try_from(json.len()).unwrap().to_le_bytes().to_vec();
@@ -265,6 +275,18 @@ mod tests {
         assert!(matches!(decode::<ToRouter>(&[0xff; 4]), Err(ControlError::Length(_))));
         let relays = vec!["[2001:db8:1:2:3:4:5:6]:65535".parse().unwrap(); 50_000];
         assert!(matches!(encode(&FromRouter::Relays { orports: relays }), Err(ControlError::Length(_))));
+    }
+
+    #[test]
+    fn the_countries_of_all_relays_fit_a_message() {
+        let countries = (b'A'..=b'Z').cycle().map(|letter| format!("A{}", char::from(letter)).parse().unwrap());
+        let mut of = BTreeMap::<Country, Vec<Ipv4Addr>>::new();
+        for (number, country) in (0..COUNTRY_ADDRESSES_MAX as u32).zip(countries) {
+            of.entry(country).or_default().push(Ipv4Addr::from(0xc8c8_c8c8 + number));
+        }
+        let countries = ToRouter::Countries { of };
+        let bytes = encode(&countries).unwrap();
+        assert_eq!(decode(&bytes).unwrap(), Some((countries, bytes.len())));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A VM whose names are resolved (`oht vm add --resolve`).
+//! A VM whose names are resolved (a route with `resolve`).
 
 use std::{
     thread,
@@ -21,8 +21,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// It sees the origin's own address and which name does not exist, as the exits' name server says; and the page comes.
 fn names_are_resolved(stage: &mut Stage<'_>) -> Result<String> {
-    stage.appliance.oht(&["vm", "add", VM, "--resolve"])?;
+    stage.appliance.oht(&["vm", "add", VM])?;
+    let added = stage.appliance.oht(&["route", "add", VM, "*", "resolve"])?;
     let seen = see(stage);
+    stage.appliance.oht(&["route", "rm", &added["line"].to_string()])?;
     stage.appliance.oht(&["vm", "rm", VM])?;
     seen
 }

@@ -1,6 +1,7 @@
 //! The appliance under test, driven by its command `oht` as a person would, and by nothing else.
 
 use std::{
+    net::Ipv4Addr,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -11,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use super::World;
-use crate::{app_vm, cache, netns::Netns, processes};
+use crate::{app_vm, cache, netns::Netns, processes, tor_network::RELAYS};
 
 /// The appliance's directories and where it runs. Dropping it runs `oht down`, unless it is left.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct Appliance<'a> {
     state_dir: PathBuf,
     image: PathBuf,
     network: PathBuf,
+    routes_dir: PathBuf,
+    geoip_dir: PathBuf,
     netns: Option<&'a Netns>,
     left: bool,
 }
@@ -30,7 +33,16 @@ impl<'a> Appliance<'a> {
     /// # Errors
     /// When there is no image.
     pub(crate) fn new(dir: &Path, world: &'a World) -> Result<Appliance<'a>> {
+        let [routes_dir, geoip_dir] = ["routes.d", "geoip"].map(|name| dir.join(name));
+        for made in [&routes_dir, &geoip_dir] {
+            std::fs::create_dir_all(made).with_context(|| format!("cannot create {}", made.display()))?;
+        }
+        let geoip: String =
+            (0..RELAYS).map(|relay| country_line(world.addresses.relay(relay), &country(relay))).collect();
+        std::fs::write(geoip_dir.join("geoip"), geoip).context("cannot write the countries of relays")?;
         Ok(Appliance {
+            routes_dir,
+            geoip_dir,
             run_dir: dir.join("run"),
             state_dir: dir.join("state"),
             image: cache::image()?,
@@ -42,13 +54,15 @@ impl<'a> Appliance<'a> {
 
     /// Whatever runs in `dir`, to ask or end it; it is not ended when the value is dropped.
     pub(crate) fn in_dir(dir: &Path) -> Appliance<'static> {
-        let [image, network] = [PathBuf::new(), PathBuf::new()];
-        Appliance { run_dir: dir.join("run"), state_dir: dir.join("state"), image, network, netns: None, left: true }
+        let [image, network, routes_dir, geoip_dir] = [(); 4].map(|()| PathBuf::new());
+        let (run_dir, state_dir) = (dir.join("run"), dir.join("state"));
+        Appliance { run_dir, state_dir, image, network, routes_dir, geoip_dir, netns: None, left: true }
     }
 
     /// The same with another image or another state.
     pub(crate) fn with(&self, run_dir: PathBuf, state_dir: PathBuf, image: PathBuf) -> Appliance<'a> {
-        Appliance { run_dir, state_dir, image, network: self.network.clone(), netns: self.netns, left: false }
+        let (network, routes_dir, geoip_dir) = (self.network.clone(), self.routes_dir.clone(), self.geoip_dir.clone());
+        Appliance { run_dir, state_dir, image, network, routes_dir, geoip_dir, netns: self.netns, left: false }
     }
 
     /// `oht up`: returns when Tor is usable.
@@ -93,7 +107,13 @@ impl<'a> Appliance<'a> {
     }
 
     fn options(&self, command: &mut Command) -> Result<()> {
-        let paths = [("--state-dir", &self.state_dir), ("--image", &self.image), ("--tor-network", &self.network)];
+        let paths = [
+            ("--state-dir", &self.state_dir),
+            ("--image", &self.image),
+            ("--tor-network", &self.network),
+            ("--routes-dir", &self.routes_dir),
+            ("--geoip-dir", &self.geoip_dir),
+        ];
         for (option, path) in paths {
             command.arg(option).arg(path);
         }
@@ -240,6 +260,19 @@ impl Drop for Appliance<'_> {
             self.down();
         }
     }
+}
+
+/// The country that a relay of the private network is said to be in: each has one of its own, of those that are nobody's
+/// (ISO 3166-1, user-assigned codes).
+pub(crate) fn country(relay: usize) -> String {
+    let letter = u8::try_from(relay).ok().and_then(|relay| b'A'.checked_add(relay)).unwrap_or(b'Z');
+    format!("X{}", char::from(letter))
+}
+
+/// The line of a geoip file that says so.
+fn country_line(relay: Ipv4Addr, country: &str) -> String {
+    let number = relay.to_bits();
+    format!("{number},{number},{country}\n")
 }
 
 /// A circuit, as `oht circuits --json` prints it.

@@ -10,7 +10,7 @@ use axum::{
 };
 use tokio::task::JoinError;
 
-use crate::{agent::AgentError, router_vm::words, status::Problem, vms::VmError};
+use crate::{agent::AgentError, router_vm::words, routes::RoutesError, status::Problem, vms::VmError};
 
 /// A request that failed.
 #[derive(Debug)]
@@ -39,7 +39,9 @@ impl From<AgentError> for Failed {
     fn from(error: AgentError) -> Failed {
         let status = match &error {
             AgentError::Vm(VmError::Exists(_) | VmError::Full) | AgentError::Socket(_) => StatusCode::CONFLICT,
-            AgentError::Vm(VmError::Unknown(_)) => StatusCode::NOT_FOUND,
+            AgentError::Vm(VmError::Unknown(_)) | AgentError::Routes(RoutesError::NoLine(_)) => StatusCode::NOT_FOUND,
+            AgentError::Routes(RoutesError::Lines(_) | RoutesError::TooLong) => StatusCode::UNPROCESSABLE_ENTITY,
+            AgentError::Routes(RoutesError::Files(_)) => StatusCode::CONFLICT,
             AgentError::Path(crate::paths::PathError::Long { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
             AgentError::Keys(error) => super::keys::status_of(error),
             _ => StatusCode::INTERNAL_SERVER_ERROR,

@@ -59,10 +59,8 @@ pub fn vms(vms: &[VmStatus]) -> String {
     }
     let line = |vm: &VmStatus| {
         let link = if vm.link_up { "linked to the router" } else { "not linked to the router yet" };
-        let optimistic = if vm.optimistic { ", optimistic" } else { "" };
-        let resolve = if vm.resolve { ", names resolved" } else { "" };
         let usage = vm.usage.as_ref().map_or_else(String::new, usage);
-        format!("vm      {}: {link}{optimistic}{resolve}, socket {}{usage}", vm.name, vm.socket)
+        format!("vm      {}: {link}, socket {}{usage}", vm.name, vm.socket)
     };
     vms.iter().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -121,17 +119,9 @@ mod tests {
 
     #[test]
     fn what_a_vm_uses_is_shown_once_it_is_known() {
-        let mut vm = VmStatus {
-            name: "web".into(),
-            link_up: true,
-            port_pid: Some(7),
-            socket: "/s".into(),
-            optimistic: false,
-            resolve: false,
-            usage: None,
-        };
+        let mut vm =
+            VmStatus { name: "web".into(), link_up: true, port_pid: Some(7), socket: "/s".into(), usage: None };
         assert_eq!(vms(&[vm.clone()]), "vm      web: linked to the router, socket /s");
-        (vm.optimistic, vm.resolve) = (true, true);
         vm.usage = Some(VmUsage {
             flows: 3,
             circuits: 2,
@@ -142,7 +132,7 @@ mod tests {
         });
         assert_eq!(
             vms(&[vm]),
-            "vm      web: linked to the router, optimistic, names resolved, socket /s\n        \
+            "vm      web: linked to the router, socket /s\n        \
              3 flows on 2 circuits, 1000 B out, 1.5 MiB in, 1 retries\n        \
              dropped or refused: checksum 5, half_open 1"
         );

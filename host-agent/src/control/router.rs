@@ -1,12 +1,15 @@
 //! The connection of the router program.
 
 use std::{
-    sync::PoisonError,
+    sync::{Arc, PoisonError},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::net::{UnixStream, unix::OwnedWriteHalf};
-use wire::control::{FromRouter, ToRouter};
+use wire::{
+    control::{FromRouter, ToRouter},
+    route::parts,
+};
 
 use super::{Inner, SessionError, read, write};
 use crate::vms::Vms;
@@ -19,6 +22,7 @@ pub(super) async fn run(inner: &Inner, stream: UnixStream) -> Result<(), Session
         model.program_lost();
         model.tor_is("the router program has just started".into());
     }
+    inner.applied.send_replace(Some(0));
     tracing::info!("the router program is connected");
     let reports = async {
         while let Some(message) = read::<FromRouter>(&mut reader).await? {
@@ -34,10 +38,25 @@ pub(super) async fn run(inner: &Inner, stream: UnixStream) -> Result<(), Session
 
 async fn orders(inner: &Inner, mut writer: OwnedWriteHalf) -> Result<(), SessionError> {
     write(&mut writer, &ToRouter::Configure { network: inner.network.clone() }).await?;
-    let mut vms = inner.vms.clone();
+    let (mut vms, mut routes, mut countries) = (inner.vms.clone(), inner.routes.clone(), inner.countries.subscribe());
+    // A router that connects is told everything.
+    routes.mark_changed();
+    countries.mark_changed();
     let mut served = Vms::new();
     let mut notices = inner.notices.subscribe();
     loop {
+        if routes.has_changed().unwrap_or(false) {
+            let table = Arc::clone(&routes.borrow_and_update());
+            for part in parts(table.number, &table.routes()) {
+                write(&mut writer, &ToRouter::Routes(part)).await?;
+            }
+        }
+        if countries.has_changed().unwrap_or(false) {
+            let known = countries.borrow_and_update().clone();
+            if let Some(known) = known {
+                write(&mut writer, &ToRouter::Countries { of: (*known).clone() }).await?;
+            }
+        }
         let wanted = vms.borrow_and_update().clone();
         for order in changes(&served, &wanted) {
             write(&mut writer, &order).await?;
@@ -48,6 +67,9 @@ async fn orders(inner: &Inner, mut writer: OwnedWriteHalf) -> Result<(), Session
                 // The agent is ending: the connection lives until the VM does not.
                 return std::future::pending().await;
             },
+            // To be told above: waiting has marked it as seen.
+            Ok(()) = routes.changed() => routes.mark_changed(),
+            Ok(()) = countries.changed() => countries.mark_changed(),
             notice = notices.recv() => if let Ok(notice) = notice {
                 write(&mut writer, &notice).await?;
             },
@@ -61,14 +83,17 @@ fn changes(served: &Vms, wanted: &Vms) -> Vec<ToRouter> {
     let ending = served.iter().filter(|(name, vm)| wanted.get(name) != Some(vm));
     let beginning = wanted.iter().filter(|(name, vm)| served.get(name) != Some(vm));
     let detach = ending.map(|(name, _)| ToRouter::Detach { vm: name.clone() });
-    let attach =
-        beginning.map(|(name, vm)| ToRouter::Attach { vm: name.clone(), link_port: vm.link_port, options: vm.options });
+    let attach = beginning.map(|(name, vm)| ToRouter::Attach { vm: name.clone(), link_port: vm.link_port });
     detach.chain(attach).collect()
 }
 
 fn report(inner: &Inner, message: FromRouter) {
     let message = match message {
         FromRouter::Relays { orports } => return relays(inner, orports),
+        FromRouter::RoutesApplied { table } => {
+            inner.applied.send_replace(Some(table));
+            return;
+        }
         message => message,
     };
     let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -95,28 +120,21 @@ fn relays(inner: &Inner, orports: Vec<std::net::SocketAddr>) {
 
 #[cfg(test)]
 mod tests {
-    use wire::control::VmOptions;
-
     use super::*;
     use crate::vms::Vm;
 
     #[test]
     fn changes_lead_from_what_is_to_what_is_wanted() {
-        let served = |link_port| Vm { link_port, options: VmOptions::default() };
+        let served = |link_port| Vm { link_port };
         let vms =
             |all: &[(&str, u32)]| all.iter().map(|(vm, port)| (vm.parse().unwrap(), served(*port))).collect::<Vms>();
         let detach = |vm: &str| ToRouter::Detach { vm: vm.parse().unwrap() };
-        let options = VmOptions::default();
-        let attach = |vm: &str, link_port| ToRouter::Attach { vm: vm.parse().unwrap(), link_port, options };
+        let attach = |vm: &str, link_port| ToRouter::Attach { vm: vm.parse().unwrap(), link_port };
         let (none, ab, bc) = (vms(&[]), vms(&[("a", 1), ("b", 2)]), vms(&[("b", 2), ("c", 1)]));
         assert_eq!(changes(&none, &ab), [attach("a", 1), attach("b", 2)]);
         assert_eq!(changes(&ab, &bc), [detach("a"), attach("c", 1)]);
         assert_eq!(changes(&ab, &ab), []);
         assert_eq!(changes(&vms(&[("a", 1)]), &vms(&[("a", 3)])), [detach("a"), attach("a", 3)]);
         assert_eq!(changes(&ab, &none), [detach("a"), detach("b")]);
-        let options = VmOptions { optimistic: true, resolve: false };
-        let optimistic: Vms = [("b".parse().unwrap(), Vm { link_port: 2, options })].into();
-        let attach = ToRouter::Attach { vm: "b".parse().unwrap(), link_port: 2, options };
-        assert_eq!(changes(&vms(&[("b", 2)]), &optimistic), [detach("b"), attach]);
     }
 }

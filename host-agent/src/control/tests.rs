@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use tempfile::TempDir;
-use wire::control::{FromInit, FromRouter, ToInit, ToRouter, VmOptions};
+use wire::control::{FromInit, FromRouter, ToInit, ToRouter};
 
 use super::*;
 use crate::{children::Children, model::Model, status::RouterState, vms::Vm};
@@ -13,6 +13,7 @@ struct World {
     shared: Shared,
     control: Control,
     vms: watch::Sender<Vms>,
+    routes: watch::Sender<Arc<Table>>,
 }
 
 fn world() -> World {
@@ -20,10 +21,21 @@ fn world() -> World {
     let shared = Shared::new(Model::default(), Children::open(dir.path().join("children.json")));
     let network = TorNetwork { name: "t".into(), authorities: vec![], caches: vec![], local_addresses: true };
     let (vms, watched) = watch::channel(Vms::new());
-    let control = Control::new(shared.clone(), network, watched, dir.path().join("relays.json"));
+    let (routes, tables) = watch::channel(table(1, ""));
+    let control = Control::new(shared.clone(), network, watched, tables, dir.path().join("relays.json"));
     let listener = UnixListener::bind(dir.path().join("s")).unwrap();
     tokio::spawn(control.clone().serve(listener));
-    World { dir, shared, control, vms }
+    World { dir, shared, control, vms, routes }
+}
+
+fn table(number: u64, text: &str) -> Arc<Table> {
+    Arc::new(Table { number, lines: wire::route::parse("t", text).unwrap(), problems: vec![], blocked: false })
+}
+
+/// What a router that connects is told first.
+async fn is_configured(router: &mut UnixStream) {
+    assert!(matches!(read(router).await.unwrap(), Some(ToRouter::Configure { .. })));
+    assert!(matches!(read(router).await.unwrap(), Some(ToRouter::Routes(_))));
 }
 
 async fn connect(world: &World, role: Role) -> UnixStream {
@@ -63,24 +75,19 @@ async fn guest_init_is_provisioned_reports_and_powers_off() {
 #[tokio::test]
 async fn the_router_is_configured_and_follows_the_vms() {
     let world = world();
-    let options = |optimistic| VmOptions { optimistic, resolve: !optimistic };
-    let vms = |vm: &str, link_port, optimistic| {
-        Vms::from([(vm.parse().unwrap(), Vm { link_port, options: options(optimistic) })])
-    };
-    world.vms.send_replace(vms("a", 2048, false));
+    let vms = |vm: &str, link_port| Vms::from([(vm.parse().unwrap(), Vm { link_port })]);
+    world.vms.send_replace(vms("a", 2048));
     let mut router = connect(&world, Role::Router).await;
-    assert!(matches!(read(&mut router).await.unwrap(), Some(ToRouter::Configure { .. })));
-    let attach = |vm: &str, link_port, optimistic| {
-        Some(ToRouter::Attach { vm: vm.parse().unwrap(), link_port, options: options(optimistic) })
-    };
-    assert_eq!(read(&mut router).await.unwrap(), attach("a", 2048, false));
-    world.vms.send_replace(vms("b", 2049, true));
+    is_configured(&mut router).await;
+    let attach = |vm: &str, link_port| Some(ToRouter::Attach { vm: vm.parse().unwrap(), link_port });
+    assert_eq!(read(&mut router).await.unwrap(), attach("a", 2048));
+    world.vms.send_replace(vms("b", 2049));
     assert_eq!(read(&mut router).await.unwrap(), Some(ToRouter::Detach { vm: "a".parse().unwrap() }));
-    assert_eq!(read(&mut router).await.unwrap(), attach("b", 2049, true));
+    assert_eq!(read(&mut router).await.unwrap(), attach("b", 2049));
     // A restarted program begins anew, and the connection before it is closed.
     let mut again = connect(&world, Role::Router).await;
-    assert!(matches!(read(&mut again).await.unwrap(), Some(ToRouter::Configure { .. })));
-    assert_eq!(read(&mut again).await.unwrap(), attach("b", 2049, true));
+    is_configured(&mut again).await;
+    assert_eq!(read(&mut again).await.unwrap(), attach("b", 2049));
     assert_eq!(read::<ToRouter>(&mut router).await.unwrap(), None);
 }
 
@@ -104,7 +111,7 @@ async fn a_peer_that_misbehaves_is_sent_away_and_on_record() {
     let world = world();
     for (count, bytes) in [&b"\xff\xff\xff\xff"[..], b"\x02\0\0\0{}", b"\x05\0\0\0{}"].into_iter().enumerate() {
         let mut router = connect(&world, Role::Router).await;
-        assert!(matches!(read(&mut router).await.unwrap(), Some(ToRouter::Configure { .. })));
+        is_configured(&mut router).await;
         router.write_all(bytes).await.unwrap();
         router.shutdown().await.unwrap();
         assert_eq!(read::<ToRouter>(&mut router).await.ok().flatten(), None);
@@ -114,4 +121,55 @@ async fn a_peer_that_misbehaves_is_sent_away_and_on_record() {
     port.write_all(&Hello::new(Role::Port).encode()).await.unwrap();
     until(|| world.shared.model().failures().1 == 4).await;
     assert!(world.shared.model().failures().0[3].contains("no business"));
+}
+
+#[tokio::test]
+async fn routes_are_told_at_first_and_when_they_change_and_waited_for() {
+    let world = world();
+    assert!(!world.control.routes_applied(1).await, "no router is there");
+    let mut router = connect(&world, Role::Router).await;
+    assert!(matches!(read(&mut router).await.unwrap(), Some(ToRouter::Configure { .. })));
+    let part = |told: Option<ToRouter>| match told {
+        Some(ToRouter::Routes(part)) => part,
+        other => panic!("no routes but {other:?}"),
+    };
+    assert_eq!(part(read(&mut router).await.unwrap()).total, 0);
+    // More than one message holds.
+    let text: String = (0..600).map(|n| format!("* n{n}.example block\n")).collect();
+    world.routes.send_replace(table(7, &text));
+    let control = world.control.clone();
+    let waiting = tokio::spawn(async move { control.routes_applied(7).await });
+    let mut assembly = wire::route::Assembly::default();
+    let whole = loop {
+        if let Some(whole) = assembly.add(part(read(&mut router).await.unwrap())).unwrap() {
+            break whole;
+        }
+    };
+    assert_eq!(whole.len(), 600);
+    assert!(!waiting.is_finished());
+    write(&mut router, &FromRouter::RoutesApplied { table: 7 }).await.unwrap();
+    assert!(waiting.await.unwrap());
+    assert!(world.control.routes_applied(7).await);
+    let control = world.control.clone();
+    let waiting = tokio::spawn(async move { control.routes_applied(8).await });
+    drop(router);
+    assert!(!waiting.await.unwrap(), "a router that is gone obeys nothing");
+}
+
+#[tokio::test]
+async fn countries_are_told_only_if_a_route_asks() {
+    let world = world();
+    tokio::spawn(world.control.clone().keep_countries(world.dir.path().into()));
+    let mut router = connect(&world, Role::Router).await;
+    is_configured(&mut router).await;
+    let relays = ["192.0.2.1:443", "192.0.2.2:443", "[2001:db8::1]:443"].map(|orport| orport.parse().unwrap());
+    write(&mut router, &FromRouter::Relays { orports: relays.into() }).await.unwrap();
+    world.routes.send_replace(table(2, "* * exit=CH"));
+    assert!(matches!(read(&mut router).await.unwrap(), Some(ToRouter::Routes(_))));
+    until(|| world.shared.model().failures().0.iter().any(|failure| failure.contains("tor-geoipdb"))).await;
+    std::fs::write(world.dir.path().join("geoip"), "3221225985,3221225985,CH\n").unwrap();
+    world.routes.send_replace(table(3, "* * exit=LI"));
+    assert!(matches!(read(&mut router).await.unwrap(), Some(ToRouter::Routes(_))));
+    let of = [("CH".parse().unwrap(), vec!["192.0.2.1".parse().unwrap()])].into();
+    assert_eq!(read(&mut router).await.unwrap(), Some(ToRouter::Countries { of }));
 }

@@ -28,12 +28,20 @@ pub struct World {
     pub program: PathBuf,
     /// Further options for it.
     pub options: Vec<OsString>,
+    /// Drop-ins with routes, where there are any.
+    pub routes_dir: Option<PathBuf>,
 }
 
 impl World {
     pub fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
-        let world = World { dir, agent: None, program: env!("CARGO_BIN_EXE_host-agent").into(), options: vec![] };
+        let world = World {
+            dir,
+            agent: None,
+            program: env!("CARGO_BIN_EXE_host-agent").into(),
+            options: vec![],
+            routes_dir: None,
+        };
         let programs = world.path("programs");
         fs::create_dir(&programs).unwrap();
         let qemu = "case $1 in --version) echo 'QEMU emulator version 10.0.2';; *) exec sleep 1000;; esac";
@@ -74,6 +82,8 @@ impl World {
     pub fn command(&self, run_dir: &str, state_dir: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("run").args(&self.options).env("XDG_CONFIG_HOME", self.dir.path()).stdin(Stdio::null());
+        let routes = self.routes_dir.clone().unwrap_or_else(|| self.path("no-routes"));
+        command.arg("--routes-dir").arg(routes);
         let network = self.network("127.0.0.1:1");
         let programs = self.path("programs");
         let places =

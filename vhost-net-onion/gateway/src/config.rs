@@ -1,8 +1,13 @@
-//! How large everything may become, and the addresses that every VM sees.
+//! How large everything may become, who decides, and the addresses that every VM sees.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use smoltcp::wire::EthernetAddress;
+
+use crate::policy::{Policy, Usual};
 
 /// The gateway's address: router, DNS and DHCP server. The same for every VM, as all of these.
 pub const GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -31,8 +36,8 @@ pub const PREFIX_BITS_V6: u8 = 64;
 /// Bytes of the largest IP packet on the link.
 pub const MTU: usize = 1500;
 
-/// The bounds of one gateway. The defaults let a router VM of 80 MiB serve several VMs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The bounds of one gateway, and its policy. The defaults let a router VM of 80 MiB serve several VMs.
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Flows in every state together.
     pub flows_max: usize,
@@ -49,13 +54,8 @@ pub struct Config {
     pub names_max: usize,
     /// Half of the answers (ARP, DHCP, DNS, ICMP, RST) that wait for [`crate::Gateway::poll_frame`] at most.
     pub frames_max: usize,
-    /// Answer a SYN at once, before the far end was asked, and take data: for those who prefer latency to truth. A
-    /// connect in the VM then always succeeds, and is reset when the far end does not accept.
-    pub optimistic: bool,
-    /// Have the names that the VM asks for resolved, instead of making addresses up: then A and AAAA are real, and a name
-    /// that does not exist is told at once. Onion services keep made-up addresses. For programs that must see addresses:
-    /// every name costs a round trip through Tor, and the exit that resolves it may not be the one that connects.
-    pub resolve: bool,
+    /// Which names are resolved, and which SYNs answered before the far end was asked; none where nothing else is said.
+    pub policy: Arc<dyn Policy>,
 }
 
 impl Default for Config {
@@ -68,8 +68,7 @@ impl Default for Config {
             buffers_bytes_max: 16 << 20,
             names_max: 4096,
             frames_max: 256,
-            optimistic: false,
-            resolve: false,
+            policy: Arc::new(Usual),
         }
     }
 }

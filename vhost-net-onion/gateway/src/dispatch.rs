@@ -130,10 +130,10 @@ impl Gateway {
         let Some(datagram) = udp::parse(packet, &mut self.counters) else { return };
         let own = (packet.destination, datagram.destination_port);
         let vm = (packet.source, datagram.source_port);
-        let Gateway { names, resolver, resolve, clock, counters, .. } = self;
+        let Gateway { names, resolver, policy, clock, counters, .. } = self;
         let reply = match datagram.destination_port {
             dns::PORT if kind == Kind::Gateway => {
-                match dns::handle(now, datagram.payload, dns::Carrier::Udp, *resolve, names, counters) {
+                match dns::handle(now, datagram.payload, dns::Carrier::Udp, &**policy, names, counters) {
                     Reply::None => None,
                     Reply::Now(reply) => Some(reply),
                     Reply::Later(question) => {

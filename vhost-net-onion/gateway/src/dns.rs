@@ -1,7 +1,7 @@
 //! The DNS server (RFC 1035): every name exists, and has an address that is made up for it ([`crate::names`]).
 //!
 //! Whether the name really exists only the far end knows, and says when the VM connects. (If names are to be resolved,
-//! [`crate::Config::resolve`], A, AAAA and ANY of names that are no onion service's are the pump's to answer, a
+//! [`crate::Policy::resolves`], A, AAAA and ANY of names that are no onion service's are the pump's to answer, a
 //! [`Question`].) So:
 //!
 //! | question | answer |
@@ -34,7 +34,7 @@ use hickory_proto::{
 };
 
 use crate::{
-    Unresolved,
+    Policy, Unresolved,
     address::{self, Kind},
     counters::Counters,
     names::{self, Names},
@@ -106,7 +106,7 @@ pub(crate) fn handle(
     now: Instant,
     message: &[u8],
     carrier: Carrier,
-    resolve: bool,
+    policy: &dyn Policy,
     names: &mut Names,
     counters: &mut Counters,
 ) -> Reply {
@@ -126,7 +126,7 @@ pub(crate) fn handle(
         Carrier::Tcp => u16::MAX,
         Carrier::Udp => query.edns.as_ref().map_or(0, Edns::max_payload).clamp(ANSWER_BYTES_MIN, ANSWER_BYTES_MAX),
     };
-    match answer(now, &query, resolve, names, counters) {
+    match answer(now, &query, policy, names, counters) {
         (reply, Some(name)) => Reply::Later(Question { name, reply, bytes_max }),
         (reply, None) => encode(&reply, bytes_max).map_or(Reply::None, Reply::Now),
     }
@@ -174,7 +174,7 @@ fn encode(reply: &Message, bytes_max: u16) -> Option<Vec<u8>> {
 fn answer(
     now: Instant,
     query: &Message,
-    resolve: bool,
+    policy: &dyn Policy,
     names: &mut Names,
     counters: &mut Counters,
 ) -> (Message, Option<String>) {
@@ -203,7 +203,7 @@ fn answer(
         reply.metadata.response_code = ResponseCode::Refused;
         return (reply, None);
     }
-    match look_up(now, question, resolve, names, counters) {
+    match look_up(now, question, policy, names, counters) {
         Known::Data(data) => reply.answers.push(Record::from_rdata(question.name.clone(), TTL_S, data)),
         Known::NoData => reply.authorities.push(start_of_authority()),
         Known::No => {
@@ -220,7 +220,7 @@ fn answer(
     (reply, None)
 }
 
-fn look_up(now: Instant, question: &Query, resolve: bool, names: &mut Names, counters: &mut Counters) -> Known {
+fn look_up(now: Instant, question: &Query, policy: &dyn Policy, names: &mut Names, counters: &mut Counters) -> Known {
     if let Some(code) = rejection(question.query_type) {
         return Known::Rejected(code);
     }
@@ -247,7 +247,7 @@ fn look_up(now: Instant, question: &Query, resolve: bool, names: &mut Names, cou
         _ => {}
     }
     let Some(name) = names::host_name(labels.into_iter()) else { return Known::No };
-    if resolve && has_addresses(question.query_type) && !names::is_onion(&name) {
+    if has_addresses(question.query_type) && !names::is_onion(&name) && policy.resolves(&name) {
         return Known::Unknown(name);
     }
     data(question.query_type, || {
@@ -356,7 +356,7 @@ mod tests {
 
     impl Server {
         fn handle(&mut self, message: &[u8]) -> Option<Vec<u8>> {
-            match handle(self.now, message, Carrier::Udp, false, &mut self.names, &mut self.counters) {
+            match handle(self.now, message, Carrier::Udp, &crate::policy::Usual, &mut self.names, &mut self.counters) {
                 Reply::None => None,
                 Reply::Now(reply) => Some(reply),
                 Reply::Later(question) => panic!("{} is not to be resolved", question.name()),

@@ -47,6 +47,7 @@
 
 use std::{
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -71,6 +72,7 @@ mod names;
 mod ndp;
 mod ntp;
 mod outbox;
+mod policy;
 mod random;
 mod resolver;
 mod service;
@@ -98,6 +100,7 @@ pub use self::{
     counters::Counters,
     credential::Credential,
     frame::{Frame, Head},
+    policy::Policy,
 };
 
 /// Names one flow, that is one TCP connection of the VM. Never used twice by one gateway.
@@ -180,8 +183,7 @@ pub struct Gateway {
     services: Services,
     names: Names,
     resolver: Resolver,
-    /// As in [`Config`].
-    resolve: bool,
+    policy: Arc<dyn Policy>,
     advertiser: Advertiser,
     /// The time of day, once the pump has told it.
     clock: Option<Clock>,
@@ -204,7 +206,7 @@ impl Gateway {
             names: Names::new(config.names_max, seed),
             services: Services::new(config.half_open_max),
             resolver: Resolver::default(),
-            resolve: config.resolve,
+            policy: Arc::clone(&config.policy),
             advertiser: Advertiser::new(seed[1], now),
             clock: None,
             errors: icmp::Errors::new(now),
@@ -348,7 +350,7 @@ impl Gateway {
     }
 
     /// Takes the next name that the VM wants resolved, a name as in [`Host::Name`] that is no onion service's: find its
-    /// addresses, then call [`Gateway::resolved`]. There is one only with [`Config::resolve`].
+    /// addresses, then call [`Gateway::resolved`]. There is one only where [`Policy::resolves`] says so.
     pub fn poll_question(&mut self) -> Option<(QueryId, String)> {
         self.resolver.poll()
     }

@@ -1,4 +1,4 @@
-//! Questions for addresses that the pump is asked to resolve ([`crate::Config::resolve`]), until it has answered.
+//! Questions for addresses that the pump is asked to resolve ([`crate::Policy::resolves`]), until it has answered.
 //!
 //! As many wait as the VM could reasonably ask at once; one more is told that the server has failed, and asks again.
 

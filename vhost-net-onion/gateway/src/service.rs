@@ -31,7 +31,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 
 use self::socks::Socks;
-use crate::{Counters, Credential, Failure, Target, dns::Question, names::Names};
+use crate::{Counters, Credential, Failure, Policy, Target, dns::Question, names::Names};
 
 /// Bytes of answers that may wait before no further questions are taken.
 const OUTPUT_BYTES_MAX: usize = 16 * 1024;
@@ -49,8 +49,7 @@ pub(crate) fn is_served(port: u16) -> bool {
 /// The parts of the gateway that a protocol needs.
 pub(crate) struct Context<'a> {
     pub(crate) now: Instant,
-    /// Names are to be resolved.
-    pub(crate) resolve: bool,
+    pub(crate) policy: &'a dyn Policy,
     pub(crate) names: &'a mut Names,
     pub(crate) counters: &'a mut Counters,
 }
@@ -177,7 +176,12 @@ mod tests {
         }
 
         pub(super) fn context(&mut self) -> Context<'_> {
-            Context { now: self.now, resolve: false, names: &mut self.names, counters: &mut self.counters }
+            Context {
+                now: self.now,
+                policy: &crate::policy::Usual,
+                names: &mut self.names,
+                counters: &mut self.counters,
+            }
         }
 
         pub(super) fn address(&mut self, name: &str) -> Ipv4Addr {

@@ -2,7 +2,7 @@
 //!
 //! A segment is checked, and its flow looked up by the addresses and ports of both ends. A SYN that belongs to no flow
 //! begins one: it is held, the pump is asked to connect, and only when the far end has accepted is the SYN answered. So
-//! a connect that succeeds in the VM has succeeded at the far end. ([`crate::Config::optimistic`] answers at once.) Any
+//! a connect that succeeds in the VM has succeeded at the far end. ([`crate::Policy::is_optimistic`] answers at once.) Any
 //! other segment without a flow gets an RST: after the router was restarted, the VM's old connections end at once.
 //!
 //! What a flow has to send is not queued: frames are made when the pump takes them. Flows that may have something to
@@ -38,6 +38,7 @@ use std::{
     collections::VecDeque,
     fmt,
     hash::{BuildHasher as _, Hasher as _},
+    sync::Arc,
     time::Instant,
 };
 
@@ -56,7 +57,7 @@ use self::{
     table::Table,
 };
 use crate::{
-    Config, Counters, Event, Failure, FlowId, Host, Target,
+    Config, Counters, Event, Failure, FlowId, Host, Policy, Target,
     address::Kind,
     icmp::{Errors, Unreachable},
     ip,
@@ -87,7 +88,7 @@ pub(crate) struct Around<'a> {
 /// All flows of one VM.
 pub(crate) struct Tcp {
     half_open_max: usize,
-    optimistic: bool,
+    policy: Arc<dyn Policy>,
     abilities: Abilities,
     began: Instant,
     /// For the numbers of our SYNs.
@@ -112,7 +113,7 @@ impl Tcp {
     pub(crate) fn new(config: &Config, table: [u64; 2], numbers: [u64; 2], now: Instant) -> Tcp {
         Tcp {
             half_open_max: config.half_open_max,
-            optimistic: config.optimistic,
+            policy: Arc::clone(&config.policy),
             abilities: Abilities::default(),
             began: now,
             secret: Keyed(numbers),
@@ -331,7 +332,9 @@ impl Tcp {
     }
 
     fn begin(&mut self, around: &mut Around<'_>, syn: Syn, key: Key, host: Host) {
-        let id = if self.optimistic {
+        let target = Target { host, port: key.remote_port };
+        let optimistic = self.policy.is_optimistic(&target);
+        let id = if optimistic {
             let mut open = self.open(around.now, &key, syn);
             open.far_end_accepted = false;
             self.table.insert(key, State::Open(Box::new(open)), around.now)
@@ -340,8 +343,8 @@ impl Tcp {
         };
         around.names.hold(key.remote);
         around.counters.flows_begun += 1;
-        self.tell(Event::Connect { flow: id, target: Target { host, port: key.remote_port }, credential: None });
-        if self.optimistic {
+        self.tell(Event::Connect { flow: id, target, credential: None });
+        if optimistic {
             self.used(around.now, id);
             self.schedule(id);
         }

@@ -16,15 +16,21 @@
 //! A VM begins with [`SLOTS_FIRST`] slots. Another is opened, up to [`SLOTS_MAX`], when every open one is busy, that is,
 //! carries more than [`FEW`] streams. It is named before it is needed ([`Lease::next`]), so that its circuit can be built.
 //!
+//! A route may say otherwise: streams with another `isolate` or other exits are in pools of their own. Where it says
+//! `isolate`, a pool has one slot: for the VM, for a destination and a credential, or for a credential.
+//!
 //! Onion services are not spread. Each token would cost a rendezvous of its own; and arti makes a circuit for each
 //! service anyway, so all onion services of one credential share a token.
 //!
-//! No I/O, no clock. Bounds: [`CREDENTIALS_MAX`], [`HOSTS_MAX`]; what was used longest ago is forgotten first. That costs
+//! No I/O, no clock. Bounds: [`POOLS_MAX`], [`HOSTS_MAX`]; what was used longest ago is forgotten first. That costs
 //! a circuit, never isolation: a credential that was forgotten gets new tokens, and its streams keep theirs.
 
 use std::{collections::HashMap, fmt, hash::Hash, sync::Arc};
 
 use arti_client::IsolationToken;
+use wire::route::{Exit, Isolation};
+
+use crate::way::Way;
 
 /// Slots of one credential, or of none.
 const SLOTS_MAX: usize = 8;
@@ -36,8 +42,8 @@ const SLOTS_FIRST: usize = 2;
 /// zero, so that a page that is fetched over two connections comes from one exit.
 const FEW: usize = 1;
 
-/// Credentials of one VM that are remembered. A browser makes one for each site.
-const CREDENTIALS_MAX: usize = 256;
+/// Pools of one VM that are remembered, besides that for what is usual. A browser makes a credential for each site.
+const POOLS_MAX: usize = 256;
 
 /// Destinations of one credential that are remembered.
 const HOSTS_MAX: usize = 256;
@@ -63,13 +69,24 @@ impl fmt::Debug for Credential {
 
 /// Assigns the streams of one VM to slots.
 pub(crate) struct Spread {
+    /// For streams without a credential of which no route says anything.
     anonymous: Pool,
-    credentials: Recent<Credential, Pool>,
+    others: Recent<Key, Pool>,
 }
 
-/// The slots of one credential, or of none.
+/// What tells pools apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    exit: Exit,
+    isolate: Option<Isolation>,
+    credential: Option<Credential>,
+    host: Option<String>,
+}
+
+/// The slots of streams that may share.
 struct Pool {
     slots: Vec<Slot>,
+    slots_max: usize,
     /// The next slot, once there is a circuit for it.
     spare: Option<Slot>,
     /// The slots that destinations keep, by their place in `slots`.
@@ -99,17 +116,20 @@ pub(crate) struct Lease {
 
 impl Spread {
     pub(crate) fn new() -> Spread {
-        Spread { anonymous: Pool::new(SLOTS_FIRST), credentials: Recent::new(CREDENTIALS_MAX) }
+        Spread { anonymous: Pool::new(SLOTS_FIRST, SLOTS_MAX), others: Recent::new(POOLS_MAX) }
     }
 
     /// A place for a stream to `host`, a name or an address.
-    pub(crate) fn take(&mut self, host: &str, credential: Option<&Credential>) -> Lease {
-        self.pool(credential).take(&host.to_ascii_lowercase())
+    pub(crate) fn take(&mut self, host: &str, credential: Option<&Credential>, way: &Way) -> Lease {
+        let host = host.to_ascii_lowercase();
+        self.pool(&host, credential, way).take(&host)
     }
 
-    /// The token for streams to onion services.
-    pub(crate) fn onion(&mut self, credential: Option<&Credential>) -> IsolationToken {
-        self.pool(credential).onion
+    /// The token for streams to the onion service `host`.
+    pub(crate) fn onion(&mut self, host: &str, credential: Option<&Credential>, way: &Way) -> IsolationToken {
+        // There is no exit on the way.
+        let way = Way { exit: Exit::Any, ..way.clone() };
+        self.pool(&host.to_ascii_lowercase(), credential, &way).onion
     }
 
     /// The tokens of the slots that streams without a credential take first.
@@ -117,19 +137,35 @@ impl Spread {
         self.anonymous.slots.iter().take(SLOTS_FIRST).map(|slot| slot.token).collect()
     }
 
-    fn pool(&mut self, credential: Option<&Credential>) -> &mut Pool {
-        match credential {
-            None => &mut self.anonymous,
-            // One slot: there may be many credentials, each with few streams.
-            Some(credential) => self.credentials.get_or_insert(credential, || Pool::new(1), Pool::is_idle),
+    fn pool(&mut self, host: &str, credential: Option<&Credential>, way: &Way) -> &mut Pool {
+        let key = Key::new(host, credential, way);
+        if key.is_usual() {
+            return &mut self.anonymous;
         }
+        let slots_max = if key.isolate.is_none() { SLOTS_MAX } else { 1 };
+        // One slot at first: there may be many credentials, each with few streams.
+        self.others.get_or_insert(&key, || Pool::new(1, slots_max), Pool::is_idle)
+    }
+}
+
+impl Key {
+    fn new(host: &str, credential: Option<&Credential>, way: &Way) -> Key {
+        let Way { exit, isolate, optimistic: _ } = way;
+        let credential = if *isolate == Some(Isolation::Vm) { None } else { credential.cloned() };
+        let host = (*isolate == Some(Isolation::Destination)).then(|| host.to_owned());
+        Key { exit: exit.clone(), isolate: *isolate, credential, host }
+    }
+
+    fn is_usual(&self) -> bool {
+        matches!(self, Key { exit: Exit::Any, isolate: None, credential: None, host: None })
     }
 }
 
 impl Pool {
-    fn new(slots: usize) -> Pool {
+    fn new(slots: usize, slots_max: usize) -> Pool {
         Pool {
             slots: (0..slots).map(|_| Slot::new()).collect(),
+            slots_max,
             spare: None,
             hosts: Recent::new(HOSTS_MAX),
             onion: IsolationToken::new(),
@@ -149,7 +185,7 @@ impl Pool {
         self.taken += 1;
         self.slots[at].taken = self.taken;
         let mut lease = self.slots[at].lease();
-        if self.slots.len() < SLOTS_MAX && self.slots.iter().all(Slot::is_busy) && self.spare.is_none() {
+        if self.slots.len() < self.slots_max && self.slots.iter().all(Slot::is_busy) && self.spare.is_none() {
             lease.next = Some(self.spare.insert(Slot::new()).token);
         }
         lease
@@ -157,7 +193,7 @@ impl Pool {
 
     /// The slot with the fewest streams, of several the one that was taken longest ago; a new one when all are busy.
     fn least_busy(&mut self) -> usize {
-        if self.slots.len() < SLOTS_MAX && self.slots.iter().all(Slot::is_busy) {
+        if self.slots.len() < self.slots_max && self.slots.iter().all(Slot::is_busy) {
             self.slots.push(self.spare.take().unwrap_or_else(Slot::new));
             return self.slots.len() - 1;
         }
@@ -229,7 +265,7 @@ mod tests {
     use std::collections::HashSet;
 
     fn take(spread: &mut Spread, host: &str) -> Lease {
-        spread.take(host, None)
+        spread.take(host, None, &Way::default())
     }
 
     fn circuits(leases: &[Lease]) -> usize {
@@ -292,11 +328,11 @@ mod tests {
         let (one, two) = (Credential::new(b"one\0x"), Credential::new(b"two"));
         let mut seen = HashSet::new();
         for credential in [None, Some(&one), Some(&two)] {
-            let leases: Vec<_> = (0..30).map(|_| spread.take("a.example", credential)).collect();
+            let leases: Vec<_> = (0..30).map(|_| spread.take("a.example", credential, &Way::default())).collect();
             let mut tokens: HashSet<_> = leases.iter().map(|lease| format!("{:?}", lease.token)).collect();
             assert_eq!(tokens.len(), SLOTS_MAX);
-            let onion = spread.onion(credential);
-            assert_eq!(onion, spread.onion(credential));
+            let onion = spread.onion("a.onion", credential, &Way::default());
+            assert_eq!(onion, spread.onion("a.onion", credential, &Way::default()));
             assert!(tokens.insert(format!("{onion:?}")), "onion services have a token of their own");
             assert!(seen.is_disjoint(&tokens));
             seen.extend(tokens);
@@ -308,18 +344,51 @@ mod tests {
     fn tables_are_bounded_and_what_is_idle_is_forgotten_first() {
         let mut spread = Spread::new();
         let busy = Credential::new(b"busy");
-        let lease = spread.take("a.example", Some(&busy));
+        let lease = spread.take("a.example", Some(&busy), &Way::default());
         let idle = Credential::new(b"idle");
-        let forgotten = spread.take("a.example", Some(&idle)).token;
-        for i in 0..2 * CREDENTIALS_MAX {
-            drop(spread.take("a.example", Some(&Credential::new(&i.to_le_bytes()))));
+        let forgotten = spread.take("a.example", Some(&idle), &Way::default()).token;
+        for i in 0..2 * POOLS_MAX {
+            drop(spread.take("a.example", Some(&Credential::new(&i.to_le_bytes())), &Way::default()));
         }
-        assert_eq!(spread.credentials.entries.len(), CREDENTIALS_MAX);
-        assert_eq!(spread.take("a.example", Some(&busy)).token, lease.token);
-        assert_ne!(spread.take("a.example", Some(&idle)).token, forgotten);
+        assert_eq!(spread.others.entries.len(), POOLS_MAX);
+        assert_eq!(spread.take("a.example", Some(&busy), &Way::default()).token, lease.token);
+        assert_ne!(spread.take("a.example", Some(&idle), &Way::default()).token, forgotten);
         for i in 0..2 * HOSTS_MAX {
             drop(take(&mut spread, &i.to_string()));
         }
         assert_eq!(spread.anonymous.hosts.entries.len(), HOSTS_MAX);
+    }
+
+    #[test]
+    fn what_a_route_isolates_is_apart_and_on_one_circuit() {
+        let (one, two) = (Credential::new(b"one"), Credential::new(b"two"));
+        let hosts = ["a.example", "A.example", "b.example"];
+        // How many circuits 3 hosts (two of them the same) times 3 credentials take, with ten streams each.
+        for (isolate, circuits_expected) in
+            [(Isolation::Vm, 1), (Isolation::Credential, 3), (Isolation::Destination, 2 * 3)]
+        {
+            let mut spread = Spread::new();
+            let way = Way { isolate: Some(isolate), ..Way::default() };
+            let mut leases: Vec<_> = vec![];
+            for host in hosts {
+                for credential in [None, Some(&one), Some(&two)] {
+                    leases.extend((0..10).map(|_| spread.take(host, credential, &way)));
+                }
+            }
+            assert_eq!(circuits(&leases), circuits_expected, "{isolate}");
+            let usual: Vec<_> = (0..10).map(|_| take(&mut spread, "a.example")).collect();
+            assert!(usual.iter().all(|usual| leases.iter().all(|lease| lease.token != usual.token)), "{isolate}");
+        }
+    }
+
+    #[test]
+    fn other_exits_are_other_circuits_but_not_to_onion_services() {
+        let mut spread = Spread::new();
+        let way = |country: &str| Way { exit: Exit::In(country.parse().unwrap()), ..Way::default() };
+        let tokens: HashSet<_> = [Way::default(), way("CH"), way("LI")]
+            .map(|way| format!("{:?}", spread.take("a", None, &way).token))
+            .into();
+        assert_eq!(tokens.len(), 3);
+        assert_eq!(spread.onion("a.onion", None, &way("CH")), spread.onion("b.onion", None, &Way::default()));
     }
 }

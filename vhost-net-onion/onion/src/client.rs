@@ -1,6 +1,12 @@
 //! The Tor client: configuration and bootstrap.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use arti_client::{TorClient, TorClientConfig, config::TorClientConfigBuilder, status::BootstrapStatus};
 use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
@@ -8,9 +14,10 @@ use tokio::sync::Semaphore;
 use tor_linkspec::HasAddrs;
 use tor_netdir::{DirEvent, Timeliness};
 use tor_rtcompat::{CompoundRuntime, RuntimeSubstExt, tokio::TokioRustlsRuntime};
-use wire::network::TorNetwork;
+use wire::{network::TorNetwork, route::Country};
 
 use crate::{
+    countries::RelayCountries,
     dialler::{Dial, DiallerProvider},
     exits::Exits,
     network::arti_network,
@@ -72,6 +79,7 @@ pub struct Onion {
     client: Client,
     local_addresses: bool,
     preparing: Arc<Semaphore>,
+    countries: RelayCountries,
 }
 
 impl Onion {
@@ -93,7 +101,8 @@ impl Onion {
             .await
             .map_err(|error| OnionError::Start(Box::new(error)))?;
         let preparing = Arc::new(Semaphore::new(PREPARED_AT_A_TIME));
-        Ok(Onion { client, local_addresses: settings.network.local_addresses, preparing })
+        let (local_addresses, countries) = (settings.network.local_addresses, RelayCountries::default());
+        Ok(Onion { client, local_addresses, preparing, countries })
     }
 
     /// Fetches the directory and connects to a guard. Returns once streams can be opened.
@@ -137,11 +146,16 @@ impl Onion {
         lists.boxed()
     }
 
-    /// A client that shares the directory and the guards with the others and no circuit. With `optimistic`, a stream
-    /// counts as open as soon as it is asked for, and bytes can be sent before the far end has accepted.
+    /// Says in which countries relays are, by their IPv4 addresses, in place of what was said before. Where a stream is to
+    /// leave Tor in certain countries, a relay of which nothing is said is no exit for it.
+    pub fn set_countries(&self, known: HashMap<Ipv4Addr, Country>) {
+        self.countries.set(known);
+    }
+
+    /// A client that shares the directory and the guards with the others and no circuit.
     #[must_use]
-    pub fn vm_client(&self, optimistic: bool) -> VmClient {
-        let exits = Exits::new(Arc::clone(&self.client), self.local_addresses, optimistic);
+    pub fn vm_client(&self) -> VmClient {
+        let exits = Exits::new(Arc::clone(&self.client), self.local_addresses, self.countries.clone());
         VmClient::new(self.client.isolated_client(), exits, Arc::clone(&self.preparing))
     }
 }

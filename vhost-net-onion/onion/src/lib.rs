@@ -14,6 +14,7 @@
 
 mod circuits;
 mod client;
+mod countries;
 mod dialler;
 mod exits;
 mod failure;
@@ -21,6 +22,7 @@ mod network;
 mod stream;
 mod target;
 mod vm;
+mod way;
 
 pub use circuits::Credential;
 pub use client::{Onion, OnionError, Settings, Status};
@@ -28,4 +30,5 @@ pub use dialler::{Dial, DialledStream};
 pub use failure::{ConnectError, ResolveError};
 pub use network::public_network;
 pub use stream::{CircuitInfo, OnionStream};
-pub use vm::{Usage, VmClient};
+pub use vm::{CircuitOf, Usage, VmClient};
+pub use way::Way;

@@ -13,6 +13,7 @@ use arti_client::{ErrorKind, HasKind, IsolationToken, StreamPrefs, TorAddr};
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tor_circmgr::TargetPort;
+use wire::route::Exit;
 
 use crate::{
     circuits::{Credential, Spread},
@@ -21,6 +22,7 @@ use crate::{
     failure::{Attempt, ConnectError, ResolveError, judge},
     stream::{Circuits, OnionStream},
     target::{Target, is_local},
+    way::Way,
 };
 
 /// How many circuits a stream is tried on before the VM is told that it failed.
@@ -53,6 +55,17 @@ pub struct Usage {
     pub retries: u64,
 }
 
+/// Which circuit a stream is to be on.
+#[derive(Clone, Copy, Debug)]
+pub struct CircuitOf<'a> {
+    /// The host that the VM means: where a proxy leads on to it, not the proxy.
+    pub destination: &'a str,
+    /// What keeps the stream apart from others of the VM.
+    pub credential: Option<&'a Credential>,
+    /// How it is to go.
+    pub way: &'a Way,
+}
+
 impl VmClient {
     /// A client whose streams to onion services go through `onions`, which no other VM may have, and all others through
     /// `exits`.
@@ -71,13 +84,13 @@ impl VmClient {
     /// dropped before its turn has come builds none.
     pub fn prepare(&self) {
         for token in self.0.spread().first() {
-            self.prepare_circuit(token, None);
+            self.prepare_circuit(token, None, Exit::Any);
         }
     }
 
     /// Opens a stream to `host` (a name, an `.onion` name, or an address) and `port`. Returns once the far end has
-    /// accepted; an optimistic client does not wait for that. The name is resolved at the exit, never here. Streams with
-    /// different credentials, and those without one, never share a circuit.
+    /// accepted, if the way is not optimistic. The name is resolved at the exit, never here. Streams with different
+    /// credentials, and those without one, never share a circuit, unless the way says so.
     ///
     /// # Errors
     /// Says which of the three things to tell the VM.
@@ -85,12 +98,12 @@ impl VmClient {
         &'a self,
         host: &'a str,
         port: u16,
-        credential: Option<&'a Credential>,
+        circuit: CircuitOf<'a>,
     ) -> BoxFuture<'a, Result<OnionStream, ConnectError>> {
         let connected = async move {
             match Target::new(host, port, self.0.exits.local_addresses)? {
-                Target::Onion(target) => self.connect_onion(&target, credential).await,
-                Target::Exit { host, port } => self.connect_exit(&host, port, credential).await,
+                Target::Onion(target) => self.connect_onion(&target, circuit).await,
+                Target::Exit { host, port } => self.connect_exit(&host, port, circuit).await,
             }
         };
         Box::pin(async {
@@ -99,18 +112,18 @@ impl VmClient {
     }
 
     /// Asks an exit for the addresses of `name`, of both versions. It is the exit of a circuit that a stream to that name
-    /// would take.
+    /// would take which goes this `way`.
     ///
     /// # Errors
     /// Says whether there is no such name, or nobody knows.
-    pub fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
+    pub fn resolve<'a>(&'a self, name: &'a str, way: &'a Way) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
         let resolved = async move {
             // Held until the answer is there: the circuit is in use.
-            let lease = self.0.spread().take(name, None);
+            let lease = self.0.spread().take(name, None, way);
             let mut token = lease.token;
             let mut attempt = 1;
             loop {
-                let kind = match self.0.exits.resolve(name, token).await {
+                let kind = match self.0.exits.resolve(name, token, &way.exit).await {
                     Ok(mut addresses) => {
                         // Those lead nowhere, or into the VM's own networks (as C tor's ClientDNSRejectInternalAddresses).
                         addresses.retain(|address| self.0.exits.local_addresses || !is_local(*address));
@@ -139,16 +152,16 @@ impl VmClient {
         &self,
         host: &str,
         port: TargetPort,
-        credential: Option<&Credential>,
+        CircuitOf { destination, credential, way }: CircuitOf<'_>,
     ) -> Result<OnionStream, ConnectError> {
-        let mut lease = self.0.spread().take(host, credential);
+        let mut lease = self.0.spread().take(destination, credential, way);
         if let Some(next) = lease.next.take() {
-            self.prepare_circuit(next, Some(port));
+            self.prepare_circuit(next, Some(port), way.exit.clone());
         }
         let mut token = lease.token;
         let mut attempt = 1;
         loop {
-            let error = match self.0.exits.open(host, port, token).await {
+            let error = match self.0.exits.open(host, port, token, way).await {
                 Ok(stream) => return Ok(OnionStream::new(stream, false, Some(lease), &self.0.circuits)),
                 Err(Attempt::Final(error)) => return Err(error),
                 // The slot stays, and has another circuit now.
@@ -166,9 +179,9 @@ impl VmClient {
     async fn connect_onion(
         &self,
         target: &TorAddr,
-        credential: Option<&Credential>,
+        CircuitOf { destination, credential, way }: CircuitOf<'_>,
     ) -> Result<OnionStream, ConnectError> {
-        let mut token = self.0.spread().onion(credential);
+        let mut token = self.0.spread().onion(destination, credential, way);
         let mut attempt = 1;
         loop {
             let mut prefs = StreamPrefs::new();
@@ -186,12 +199,12 @@ impl VmClient {
         }
     }
 
-    fn prepare_circuit(&self, token: IsolationToken, port: Option<TargetPort>) {
+    fn prepare_circuit(&self, token: IsolationToken, port: Option<TargetPort>, exit: Exit) {
         let (client, preparing) = (Arc::downgrade(&self.0), Arc::clone(&self.0.preparing));
         tokio::spawn(async move {
             let Ok(_turn) = preparing.acquire().await else { return };
             let Some(client) = client.upgrade() else { return };
-            client.exits.prepare(token, port).await;
+            client.exits.prepare(token, port, &exit).await;
         });
     }
 }

@@ -132,23 +132,29 @@ impl VmRoutes {
         Decision { line, verdict: Verdict::of(action, onion) }
     }
 
-    /// Whether a DNS question for a name is to be answered with its real addresses, looked up at an exit.
+    /// How the addresses of a name are looked up, if a DNS question for it is to be answered with its real ones.
     ///
     /// A question has no port. The first line decides that is about the name, for whatever ports, or about every host and
     /// every port. Lines about every host and some ports are passed over: they will match the address as well. So no
     /// line about a name is evaded by asking for its addresses, if it comes before the one that says `resolve`.
     #[must_use]
-    pub fn resolves(&self, name: &str) -> bool {
+    pub fn resolution(&self, name: &str) -> Option<&TorOptions> {
         canonical(name, |name| {
             let mut first = self.all().fold(None, |first, index| least(first, index.for_everything()));
             names::suffixes(name.as_bytes(), self.depths(), &self.for_all.hasher, |suffix| {
                 first = self.all().fold(first, |first, index| least(first, index.about_suffix(suffix)));
             });
             match first.map(|line| self.for_all.action(line as usize)) {
-                Some(Action::Tor(tor)) => tor.resolve && !is_onion(name),
-                _ => false,
+                Some(Action::Tor(tor)) if tor.resolve && !is_onion(name) => Some(tor),
+                _ => None,
             }
         })
+    }
+
+    /// Whether there is a [resolution](VmRoutes::resolution).
+    #[must_use]
+    pub fn resolves(&self, name: &str) -> bool {
+        self.resolution(name).is_some()
     }
 
     /// Whether a connection that was opened by these routes may stay when there are new ones.

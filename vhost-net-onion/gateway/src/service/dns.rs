@@ -19,8 +19,8 @@ pub(super) fn handle(input: &mut BytesMut, output: &mut BytesMut, context: &mut 
             return Step::Flush;
         }
         let Some(message) = rest.get(..length) else { break };
-        let Context { now, resolve, names, counters } = context;
-        let reply = dns::handle(*now, message, Carrier::Tcp, *resolve, names, counters);
+        let Context { now, policy, names, counters } = context;
+        let reply = dns::handle(*now, message, Carrier::Tcp, *policy, names, counters);
         input.advance(LENGTH_BYTES + length);
         match reply {
             Reply::None => return Step::Close,

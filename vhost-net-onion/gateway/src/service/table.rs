@@ -199,8 +199,8 @@ impl Gateway {
             if !service.output.is_empty() {
                 return;
             }
-            let Gateway { names, counters, now, resolve, .. } = self;
-            match service.talk(&mut Context { now: *now, resolve: *resolve, names, counters }) {
+            let Gateway { names, counters, now, policy, .. } = self;
+            match service.talk(&mut Context { now: *now, policy: &**policy, names, counters }) {
                 Step::Read => {
                     let Some(data) = self.with_tcp(self.now, |tcp, around| tcp.recv(around, flow)) else {
                         service.readable = false;

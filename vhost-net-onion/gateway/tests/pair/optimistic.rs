@@ -1,6 +1,8 @@
 //! SYNs that are answered before the far end was asked.
 
-use gateway::{Config, Event, Failure, FlowId};
+use std::sync::Arc;
+
+use gateway::{Config, Event, Failure, FlowId, Policy, Target};
 use smoltcp::wire::{TcpControl, TcpRepr, TcpSeqNumber};
 
 use crate::{
@@ -8,8 +10,20 @@ use crate::{
     world::{Answer, REMOTE, World},
 };
 
+#[derive(Debug)]
+struct Optimist;
+
+impl Policy for Optimist {
+    fn is_optimistic(&self, target: &Target) -> bool {
+        target.port != TRUTHFUL
+    }
+}
+
+/// The port of which nothing is said before it is true.
+const TRUTHFUL: u16 = 444;
+
 fn config() -> Config {
-    Config { optimistic: true, ..Config::default() }
+    Config { policy: Arc::new(Optimist), ..Config::default() }
 }
 
 /// A connection that the VM believes in, with data of it, before the pump has heard of it.
@@ -105,4 +119,15 @@ fn a_whole_stack_sees_nothing_unusual() {
     world.gateway.connected(world.now, flow);
     world.far(flow).to_send.extend(b"late");
     world.run_until(1, |world| world.socket(handle).recv_queue() == 4);
+}
+
+#[test]
+fn a_flow_of_which_the_policy_says_otherwise_waits_for_the_far_end() {
+    let mut bare = Bare::new(config());
+    let syn = TcpRepr { dst_port: TRUTHFUL, ..segment(TcpControl::Syn, 1000, 1000, None) };
+    assert!(bare.exchange(&raw::tcp(REMOTE, &syn)).is_empty());
+    let events = bare.events();
+    let [Event::Connect { flow, .. }] = events[..] else { panic!("{events:?}") };
+    bare.gateway.connected(bare.now, flow);
+    assert_eq!(tcp_of(&bare.frames()[0]).control, TcpControl::Syn);
 }

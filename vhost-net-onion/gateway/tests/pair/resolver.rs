@@ -2,10 +2,11 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::Duration,
 };
 
-use gateway::{Config, QueryId, Unresolved};
+use gateway::{Config, Policy, QueryId, Unresolved};
 use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{
@@ -25,8 +26,18 @@ const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
 const BOTH: [IpAddr; 2] = [IpAddr::V4(V4), IpAddr::V6(V6)];
 
+/// Resolves all names but one.
+#[derive(Debug)]
+struct Resolving;
+
+impl Policy for Resolving {
+    fn resolves(&self, name: &str) -> bool {
+        name != "made.up"
+    }
+}
+
 fn config() -> Config {
-    Config { resolve: true, ..Config::default() }
+    Config { policy: Arc::new(Resolving), ..Config::default() }
 }
 
 /// Asks by UDP: nothing is answered yet.
@@ -101,10 +112,11 @@ fn addresses_of_the_link_are_no_answer() {
 }
 
 #[test]
-fn onion_services_and_special_names_are_not_for_the_pump() {
+fn onion_services_special_names_and_those_of_another_policy_are_not_for_the_pump() {
     let mut bare = Bare::new(config());
     let onion = format!("{}.onion.", "b".repeat(56));
     assert_eq!(resolve(&mut bare, &onion).octets()[0], 10, "a made-up address");
+    assert_eq!(resolve(&mut bare, "made.up.").octets()[0], 10, "another one");
     assert_eq!(resolve(&mut bare, "localhost."), Ipv4Addr::LOCALHOST);
     for (name, kind) in [("a.invalid.", RecordType::A), ("a.example.", RecordType::HTTPS)] {
         assert_eq!(bare.exchange(&raw::udp(GATEWAY, (5353, 53), &question(name, kind))).len(), 1, "{name}");
