@@ -84,7 +84,7 @@ fn a_generator_of_requests_finds_no_fault() {
     let output = schemathesis.current_dir(world.path("")).stdin(Stdio::null()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("No issues found"), "{said}");
+    assert!(said.contains("Stateful"), "all phases ran: {said}");
     assert!(world.request("GET", "/status", "").is_some_and(|(code, _)| code == 200), "the agent is well");
 }
 
