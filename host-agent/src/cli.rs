@@ -252,6 +252,25 @@ mod tests {
         assert!(Oht::try_parse_from(["oht", "up", "--accel", "tcg"]).is_ok());
     }
 
+    #[test]
+    fn a_word_that_is_nearly_right_is_answered_with_the_right_one() {
+        for (line, meant) in
+            [("oht statsu", "'status'"), ("oht vm atach", "'attach'"), ("oht vm add web --ephemerl", "'--ephemeral'")]
+        {
+            let error = Oht::try_parse_from(line.split(' ')).unwrap_err().to_string();
+            assert!(error.contains(meant), "{error}");
+        }
+    }
+
+    #[test]
+    fn help_alone_tells_exit_codes_and_kinds() {
+        let help = |command: &mut clap::Command| command.render_long_help().to_string();
+        let mut oht = Oht::command();
+        assert!(help(&mut oht).contains("3 the agent is not"));
+        let vm = oht.find_subcommand_mut("vm").unwrap();
+        assert!(help(vm.find_subcommand_mut("add").unwrap()).contains("utility      works for"));
+    }
+
     #[tokio::test]
     async fn what_a_vm_is_attached_to_is_to_be_said() {
         let error = Oht::parse_from(["oht", "vm", "attach", "web"]).run().await.unwrap_err();

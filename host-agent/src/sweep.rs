@@ -4,7 +4,10 @@ use std::fs;
 
 use wire::VmName;
 
-use crate::{paths::RunDir, vms::Vms};
+use crate::{
+    paths::RunDir,
+    vms::{Vms, link_ports},
+};
 
 /// Removes the sockets and logs of VMs that are not among `vms`. To be called with the run directory's lock held.
 pub fn strangers(run: &RunDir, vms: &Vms) {
@@ -12,6 +15,10 @@ pub fn strangers(run: &RunDir, vms: &Vms) {
     let names = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<VmName>().ok());
     for name in names.filter(|name| !vms.contains_key(name)) {
         forget(run, &name);
+    }
+    let taken = |port| vms.values().any(|vm| vm.link_port == port);
+    for port in link_ports().filter(|&port| !taken(port)) {
+        let _ = fs::remove_file(run.vsock_port(port));
     }
 }
 

@@ -166,7 +166,8 @@ impl VmTable {
     }
 }
 
-fn link_ports() -> std::ops::Range<u32> {
+/// The ports that VMs' links may have.
+pub(crate) fn link_ports() -> std::ops::Range<u32> {
     LINK_PORT_FIRST..LINK_PORT_FIRST + VMS_MAX as u32
 }
 

@@ -274,8 +274,7 @@ mod tests {
     #[test]
     fn the_parts_are_those_of_the_whole() {
         let whole = machine().domain_xml(None).unwrap();
-        let interface =
-            interface_xml("/r/a&b's/net.sock", [0x52, 0x54, 0, 0x12, 0x34, 0x56], 500, Some(9000)).unwrap();
+        let interface = interface_xml("/r/a&b's/net.sock", [0x52, 0x54, 0, 0x12, 0x34, 0x56], 500, Some(9000)).unwrap();
         for part in [memory_backing_xml(), interface] {
             for line in part.lines() {
                 assert!(whole.contains(line), "{line}");

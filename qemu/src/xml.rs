@@ -84,8 +84,7 @@ mod tests {
     fn values_stay_values() {
         let mut xml = Xml::default();
         xml.open("a", &[("b", "'/><c d='")]).text("e", &[], "</e>&amp;\"ü").close("a");
-        let expected =
-            "<a b='&apos;/&gt;&lt;c d=&apos;'>\n  <e>&lt;/e&gt;&amp;amp;&quot;ü</e>\n</a>\n";
+        let expected = "<a b='&apos;/&gt;&lt;c d=&apos;'>\n  <e>&lt;/e&gt;&amp;amp;&quot;ü</e>\n</a>\n";
         assert_eq!(xml.finish().unwrap(), expected);
     }
 

@@ -19,7 +19,9 @@ pub async fn add(client: &Client, vm: NewVm, json: bool) -> anyhow::Result<()> {
         return output::json(&vm);
     }
     let name = &vm.name;
-    output::text(&format!("added {name}: run it by `oht vm run {name}`, or attach it by what `oht vm attach {name}` prints"))
+    output::text(&format!(
+        "added {name}: run it by `oht vm run {name}`, or attach it by what `oht vm attach {name}` prints"
+    ))
 }
 
 /// Removes a VM.
