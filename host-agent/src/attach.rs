@@ -43,8 +43,9 @@ pub fn qemu_arguments(socket: &str, memory_mib: u32, mtu: Option<u16>) -> Vec<St
 /// The parts of a libvirt domain that do the same; none where the socket's path is nothing that XML can hold.
 #[must_use]
 pub fn libvirt_parts(socket: &str, mtu: Option<u16>) -> Option<LibvirtParts> {
-    let interface = qemu::libvirt::interface_xml(socket, MAC_BYTES, RECONNECT_MS, mtu).ok()?;
-    Some(LibvirtParts { memory_backing: qemu::libvirt::memory_backing_xml(), interface })
+    let parts = qemu::libvirt::parts(socket, MAC_BYTES, RECONNECT_MS, mtu).ok()?;
+    let qemu::libvirt::Parts { memory_backing, interface, mtu_override } = parts;
+    Some(LibvirtParts { memory_backing, interface, mtu_override })
 }
 
 /// The arguments on one line, quoted for a POSIX shell where they need it.

@@ -214,6 +214,8 @@ pub struct LibvirtParts {
     pub memory_backing: String,
     /// Goes into `<devices>`.
     pub interface: String,
+    /// Goes into `<domain>`, where the guest is to be told an MTU.
+    pub mtu_override: Option<String>,
 }
 
 /// An error, as RFC 9457 has it.

@@ -4,6 +4,9 @@
 //! here. Values are escaped, and a character that XML cannot hold is refused. What a [`Machine`] has and libvirt has no
 //! word for is refused too, rather than left out in silence: a machine without its NIC is not the one that was wished.
 //!
+//! The MTU is an override of QEMU's property: libvirt takes `<mtu>` as an order to set that of an interface of the host,
+//! and a vhost-user interface has none there (libvirt 11.3: "Cannot set interface MTU on '(null)'").
+//!
 //! Shared memory needs no `<numa>`: libvirt gives the one memory of a machine without nodes to `-machine
 //! memory-backend=…`. `reconnect` counts in whole seconds.
 
@@ -53,6 +56,16 @@ impl Machine {
         self.processor(&mut xml);
         xml.text("on_reboot", &[], if self.reboot { "restart" } else { "destroy" });
         self.devices(&mut xml)?;
+        let mut nets = self.devices.iter().filter_map(|device| match device {
+            Device::Net { host_mtu, .. } => Some(*host_mtu),
+            _ => None,
+        });
+        if let Some(mtu) = nets.next().flatten() {
+            mtu_override(mtu, &mut xml);
+        }
+        if nets.next().is_some() {
+            return Err(DomainError::Unspeakable("a second network card"));
+        }
         xml.close("domain");
         xml.finish().map_err(DomainError::Text)
     }
@@ -99,8 +112,8 @@ impl Machine {
             match device {
                 Device::Vsock { .. } => return Err(DomainError::Unspeakable("vsock by a vhost-user back-end")),
                 Device::Fs { socket, tag } => filesystem(text(socket)?, tag, xml),
-                Device::Net { socket, mac, reconnect_ms, host_mtu } => {
-                    interface(text(socket)?, *mac, *reconnect_ms, *host_mtu, xml);
+                Device::Net { socket, mac, reconnect_ms, host_mtu: _ } => {
+                    interface(text(socket)?, *mac, *reconnect_ms, xml);
                 }
                 Device::Disk { file, format } => {
                     let target = disks.next().ok_or(DomainError::Unspeakable("more than 26 disks"))?;
@@ -130,23 +143,36 @@ impl Machine {
     }
 }
 
-/// What a domain needs beside the interface: memory that a vhost-user back-end can map.
-#[must_use]
-pub fn memory_backing_xml() -> String {
-    let mut xml = Xml::default();
-    memory_backing(&mut xml);
-    xml.finish().expect("without a value there is none that XML cannot hold")
+/// What goes into a domain of somebody's own, so that it has a [`Device::Net`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// Into `<domain>`: memory that a vhost-user back-end can map.
+    pub memory_backing: String,
+    /// Into `<devices>`.
+    pub interface: String,
+    /// Into `<domain>`, where the guest is to be told an MTU.
+    pub mtu_override: Option<String>,
 }
 
-/// The interface that is a [`Device::Net`], for a domain of somebody's own.
+/// The parts for a domain of somebody's own.
 ///
 /// # Errors
 /// When the socket's path cannot stand in XML.
-pub fn interface_xml(socket: &str, mac: [u8; 6], reconnect_ms: u32, mtu: Option<u16>) -> Result<String, DomainError> {
-    let mut xml = Xml::default();
-    interface(socket, mac, reconnect_ms, mtu, &mut xml);
-    xml.finish().map_err(DomainError::Text)
+pub fn parts(socket: &str, mac: [u8; 6], reconnect_ms: u32, mtu: Option<u16>) -> Result<Parts, DomainError> {
+    let part = |write: &dyn Fn(&mut Xml)| {
+        let mut xml = Xml::default();
+        write(&mut xml);
+        xml.finish().map_err(DomainError::Text)
+    };
+    Ok(Parts {
+        memory_backing: part(&memory_backing)?,
+        interface: part(&|xml| interface(socket, mac, reconnect_ms, xml))?,
+        mtu_override: mtu.map(|mtu| part(&|xml| mtu_override(mtu, xml))).transpose()?,
+    })
 }
+
+/// The interface's name in libvirt, which the override refers to. Names of users begin like this.
+const ALIAS: &str = "ua-oht";
 
 fn memory_backing(xml: &mut Xml) {
     xml.open("memoryBacking", &[])
@@ -155,7 +181,7 @@ fn memory_backing(xml: &mut Xml) {
         .close("memoryBacking");
 }
 
-fn interface(socket: &str, mac: [u8; 6], reconnect_ms: u32, mtu: Option<u16>, xml: &mut Xml) {
+fn interface(socket: &str, mac: [u8; 6], reconnect_ms: u32, xml: &mut Xml) {
     let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
     let timeout = reconnect_ms.div_ceil(1000).max(1).to_string();
     xml.open("interface", &[("type", "vhostuser")])
@@ -163,11 +189,20 @@ fn interface(socket: &str, mac: [u8; 6], reconnect_ms: u32, mtu: Option<u16>, xm
         .open("source", &[("type", "unix"), ("path", socket), ("mode", "client")])
         .leaf("reconnect", &[("enabled", "yes"), ("timeout", &timeout)])
         .close("source")
-        .leaf("model", &[("type", "virtio")]);
-    if let Some(mtu) = mtu {
-        xml.leaf("mtu", &[("size", &mtu.to_string())]);
-    }
-    xml.close("interface");
+        .leaf("model", &[("type", "virtio")])
+        .leaf("alias", &[("name", ALIAS)])
+        .close("interface");
+}
+
+fn mtu_override(mtu: u16, xml: &mut Xml) {
+    let mtu = mtu.to_string();
+    xml.open("qemu:override", &[("xmlns:qemu", "http://libvirt.org/schemas/domain/qemu/1.0")])
+        .open("qemu:device", &[("alias", ALIAS)])
+        .open("qemu:frontend", &[])
+        .leaf("qemu:property", &[("name", "host_mtu"), ("type", "unsigned"), ("value", &mtu)])
+        .close("qemu:frontend")
+        .close("qemu:device")
+        .close("qemu:override");
 }
 
 fn filesystem(socket: &str, tag: &str, xml: &mut Xml) {
@@ -237,7 +272,7 @@ mod tests {
         <reconnect enabled='yes' timeout='1'/>
       </source>
       <model type='virtio'/>
-      <mtu size='9000'/>
+      <alias name='ua-oht'/>
     </interface>
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2'/>
@@ -250,6 +285,13 @@ mod tests {
     <serial type='pty'/>
     <memballoon model='none'/>
   </devices>
+  <qemu:override xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+    <qemu:device alias='ua-oht'>
+      <qemu:frontend>
+        <qemu:property name='host_mtu' type='unsigned' value='9000'/>
+      </qemu:frontend>
+    </qemu:device>
+  </qemu:override>
 </domain>
 ";
         assert_eq!(machine().domain_xml(Some(&"2,3".parse().unwrap())).unwrap(), expected);
@@ -268,14 +310,16 @@ mod tests {
         assert!(matches!(with(|m| m.memory = Memory::Elsewhere), DomainError::Unspeakable(_)));
         assert!(matches!(with(|m| m.name = "a\u{1}".into()), DomainError::Text(_)));
         assert!(matches!(with(|m| m.memory_mib = 0), DomainError::Machine(MachineError::Memory(0))));
-        assert!(interface_xml("/a\u{0}", [2; 6], 1, None).is_err());
+        assert!(matches!(with(|m| m.devices.push(m.devices[0].clone())), DomainError::Unspeakable(_)));
+        assert!(parts("/a\u{0}", [2; 6], 1, None).is_err());
     }
 
     #[test]
     fn the_parts_are_those_of_the_whole() {
         let whole = machine().domain_xml(None).unwrap();
-        let interface = interface_xml("/r/a&b's/net.sock", [0x52, 0x54, 0, 0x12, 0x34, 0x56], 500, Some(9000)).unwrap();
-        for part in [memory_backing_xml(), interface] {
+        let mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+        let parts = parts("/r/a&b's/net.sock", mac, 500, Some(9000)).unwrap();
+        for part in [parts.memory_backing, parts.interface, parts.mtu_override.unwrap()] {
             for line in part.lines() {
                 assert!(whole.contains(line), "{line}");
             }

@@ -95,6 +95,8 @@ fn fetch(stage: &Stage<'_>, own: &Path, user: &mut Process) -> Result<String> {
         ensure!(Instant::now() < end, "no page: {}", answer.output);
         thread::sleep(Duration::from_secs(1));
     };
+    let mtu = shell.run("cat /sys/class/net/eth0/mtu", MINUTE)?.ok()?;
+    ensure!(mtu.trim() == "4000", "the VM's interface has the MTU {mtu}");
     let version = fs::read_to_string(own.join("started"))?;
     let using = version.lines().find_map(|line| line.strip_prefix("Using library: ")).unwrap_or("libvirt");
     Ok(format!("{using}, as nobody, page in {} ms", answer.time.as_millis()))

@@ -39,13 +39,16 @@ virt-xml-validate whole.xml domain
 virsh create --paused whole.xml
 virsh vcpupin lv >pins
 grep -Eq "^ *1 +$cpu\$" pins
+virsh qemu-monitor-command lv --hmp info qtree >devices
+grep -q 'host_mtu = 9000' devices
 virsh destroy lv
 
-# The two elements, pasted into a domain that knows nothing of us.
-oht vm attach lv --libvirt >parts.xml
+# The elements, pasted into a domain that knows nothing of us.
+oht vm attach lv --libvirt --mtu 4000 >parts.xml
 sed -n '/<memoryBacking>/,/<\/memoryBacking>/p' parts.xml >memory.xml
 sed -n '/<interface /,/<\/interface>/p' parts.xml >interface.xml
-sed -e '/<!-- memory -->/r memory.xml' -e '/<!-- interface -->/r interface.xml' >pasted.xml <<'XML'
+sed -n '/<qemu:override /,/<\/qemu:override>/p' parts.xml >override.xml
+sed -e '/<!-- memory -->/r memory.xml' -e '/<!-- override -->/r override.xml' -e '/<!-- interface -->/r interface.xml' >pasted.xml <<'XML'
 <domain type='qemu'>
   <name>lv</name>
   <memory unit='MiB'>256</memory>
@@ -64,6 +67,7 @@ sed -e '/<!-- memory -->/r memory.xml' -e '/<!-- interface -->/r interface.xml' 
     <serial type='file'><source path='/mnt/own/console.log'/></serial>
     <channel type='unix'><source mode='bind' path='/mnt/own/shell'/><target type='virtio' name='shell'/></channel>
   </devices>
+  <!-- override -->
 </domain>
 XML
 virt-xml-validate pasted.xml domain

@@ -20,7 +20,7 @@ use crate::{
 #[command(after_help = "\
 With --qemu, the arguments are on one line, quoted for a shell: put them behind your own.
 With --libvirt, two elements: put <memoryBacking> into <domain>, <interface> into <devices>, in place of any other
-interface. With --libvirt --domain, a whole domain for `virsh define` or `virsh create`; without --disk and --kernel it
+interface. With --mtu a third one, <qemu:override>: put it into <domain>, last. With --libvirt --domain, a whole domain for `virsh define` or `virsh create`; without --disk and --kernel it
 has nothing to boot from. The libvirt that runs it must be the same user's as the agent.
 With --json alone, everything about the attachment: arguments, XML, socket, hardware address.")]
 pub struct Attach {
@@ -98,7 +98,8 @@ pub(super) async fn attach(attach: Attach, config: Option<&std::path::Path>, jso
     }
     let unspeakable = "the run directory has a name that XML cannot hold: give the agent another --run-dir";
     let parts = attachment.libvirt.ok_or_else(|| anyhow::anyhow!(unspeakable))?;
-    if json { output::json(&parts) } else { output::text(&[parts.memory_backing, parts.interface].concat()) }
+    let text = [parts.memory_backing.as_str(), &parts.interface, parts.mtu_override.as_deref().unwrap_or_default()];
+    if json { output::json(&parts) } else { output::text(&text.concat()) }
 }
 
 /// What the agent says about attaching a VM.
