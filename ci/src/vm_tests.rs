@@ -191,6 +191,8 @@ impl<'a> Stage<'a> {
         for path in [appliance.run_dir(), appliance.state_dir()] {
             let _ = std::fs::remove_dir_all(path);
         }
+        // What an earlier run left may be of earlier sources.
+        let _ = std::fs::remove_file(dir.join("app-vm.cpio"));
         appliance.up().context("oht up")?;
         let start = |name: &str| -> Result<AppVm> {
             AppVm::start(Spec {
