@@ -7,6 +7,7 @@ use clap::Parser as _;
 use host_agent::{
     config::{Options, Settings},
     daemon,
+    events::Events,
     keys::time::{SystemTime, TimeSource},
     log,
 };
@@ -39,6 +40,7 @@ impl TimeSource for Moved {
 async fn main() -> anyhow::Result<()> {
     let Command { run: _, clock, options } = Command::parse();
     let settings = Settings::new(*options, None)?;
-    log::to_stderr(&settings.log)?;
-    Ok(daemon::run(settings, Box::new(Moved(clock))).await?)
+    let events = Events::default();
+    log::to_stderr(&settings.log, events.clone())?;
+    Ok(daemon::run(settings, events, Box::new(Moved(clock))).await?)
 }

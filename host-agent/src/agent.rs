@@ -29,6 +29,7 @@ use tokio::{
 use wire::{CONTROL_PORT, UPLINK_PORT, VmName, control::ToRouter};
 
 use crate::{
+    attach,
     children::Children,
     config::{ConfigError, Settings},
     control::Control,
@@ -36,6 +37,7 @@ use crate::{
     keys::{Keys, KeysError, time::TimeSource},
     lock::{self, Lock, LockError},
     model::Model,
+    nature::Nature,
     paths::PathError,
     programs::{self, Programs},
     router_vm::{RouterVm, words},
@@ -44,6 +46,7 @@ use crate::{
     spawn::Spawn,
     status::{AgentStatus, Attachment, CircuitStatus, Status, VmStatus},
     supervise::{self, Shared, Stop, Stopper, Supervised},
+    sweep,
     tokens::Tokens,
     vms::{Vm, VmError, VmTable, Vms},
 };
@@ -210,12 +213,13 @@ impl Agent {
     /// Starts the ports of the VMs that there were. One that cannot be had does not take the others with it.
     async fn adopt(&self, table: VmTable) {
         let mut ports = self.changing.lock().await;
+        sweep::strangers(&self.settings.run, table.all());
         for (name, vm) in table.all() {
             match self.start_port(name, vm.link_port) {
                 Ok(port) => drop(ports.insert(name.clone(), port)),
                 Err(error) => self.shared.model().failure(format!("VM {name} has no port: {}", words(&error))),
             }
-            self.shared.model().vm_added(name.clone());
+            self.shared.model().vm_added(name.clone(), vm.nature);
         }
         self.publish(table);
     }
@@ -224,10 +228,10 @@ impl Agent {
     ///
     /// # Errors
     /// When the name is taken, the table full, or the sockets cannot be had; nothing has changed then.
-    pub async fn add_vm(&self, vm: VmName) -> Result<VmStatus, AgentError> {
+    pub async fn add_vm(&self, vm: VmName, nature: Nature) -> Result<VmStatus, AgentError> {
         let mut ports = self.changing.lock().await;
         let mut table = self.table().clone();
-        let link_port = table.add(vm.clone())?;
+        let link_port = table.add(vm.clone(), nature)?;
         self.add_key(&vm).await?;
         let port = match self.start_port(&vm, link_port) {
             Ok(port) => port,
@@ -243,10 +247,11 @@ impl Agent {
             return Err(error.into());
         }
         ports.insert(vm.clone(), port);
-        self.shared.model().vm_added(vm.clone());
+        self.shared.model().vm_added(vm.clone(), nature);
         self.publish(table);
         let socket = self.settings.run.vm_socket(&vm)?.display().to_string();
-        Ok(VmStatus { name: vm.to_string(), link_up: false, port_pid: None, socket, usage: None })
+        let (name, Nature { kind, ephemeral }) = (vm.to_string(), nature);
+        Ok(VmStatus { name, link_up: false, port_pid: None, socket, kind, ephemeral, usage: None })
     }
 
     /// Removes a VM: the router stops serving it, its port ends, its sockets go.
@@ -277,7 +282,8 @@ impl Agent {
             return Err(VmError::Unknown(vm.clone()).into());
         }
         let socket = self.settings.run.vm_socket(vm)?.display().to_string();
-        Ok(Attachment { qemu: crate::attach::qemu_arguments(&socket, memory_mib, mtu), socket })
+        let (qemu, libvirt) = (attach::qemu_arguments(&socket, memory_mib, mtu), attach::libvirt_parts(&socket, mtu));
+        Ok(Attachment { qemu, libvirt, socket, mac: attach::MAC.into() })
     }
 
     /// The VMs.
@@ -420,8 +426,7 @@ impl Agent {
     fn remove_sockets(&self, vm: &VmName, link_port: u32) {
         let run = &self.settings.run;
         let _ = std::fs::remove_file(run.vsock_port(link_port));
-        let _ = std::fs::remove_file(run.vm(vm).join("net.sock"));
-        let _ = std::fs::remove_dir(run.vm(vm));
+        sweep::forget(run, vm);
     }
 }
 

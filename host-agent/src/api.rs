@@ -32,6 +32,7 @@ use wire::VmName;
 use crate::{
     agent::Agent,
     attach, metrics,
+    nature::Nature,
     status::{Attachment, CircuitStatus, NewVm, Problem, Status, VmStatus},
 };
 pub(crate) use keys::{Revoked, SealedRoot, SetUpDone, UnlockedBy};
@@ -126,8 +127,9 @@ async fn vm_add(
     body: Result<Json<Object<NewVm>>, JsonRejection>,
 ) -> Answer<(StatusCode, Json<VmStatus>)> {
     let Json(Object(new)) = body?;
+    let nature = Nature { kind: new.kind, ephemeral: new.ephemeral };
     // A task of its own: a client that hangs up must not leave half of it done.
-    let added = tokio::spawn(async move { agent.add_vm(new.name).await }).await??;
+    let added = tokio::spawn(async move { agent.add_vm(new.name, nature).await }).await??;
     Ok((StatusCode::CREATED, Json(added)))
 }
 

@@ -62,7 +62,7 @@ pub struct Options {
     /// Lock the key store when it was not used for so long; never where nothing is given.
     #[arg(long, value_name = "SECONDS")]
     pub auto_lock_s: Option<u64>,
-    /// What to log: error, warn, info, debug.
+    /// What to log: error, warn, info or debug, also for parts of the agent, as in warn,host_agent::control=debug.
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,
 }

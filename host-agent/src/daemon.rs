@@ -10,6 +10,7 @@ use crate::{
     config::Settings,
     events::Events,
     keys::time::TimeSource,
+    notify,
 };
 
 /// Runs the agent until SIGTERM, SIGINT or `oht down`; what happens is announced to `events`.
@@ -24,11 +25,14 @@ pub async fn run(settings: Settings, events: Events, time: Box<dyn TimeSource>) 
         .into_iter()
         .map(|socket| Ok(tokio::spawn(api::serve(socket, Arc::clone(&agent))?)))
         .collect::<std::io::Result<Vec<_>>>()?;
+    notify::ready();
     tokio::select! {
+        () = notify::feed_watchdog() => {}
         () = end.wanted() => tracing::info!("asked to end"),
         _ = terminated.recv() => tracing::info!("SIGTERM"),
         _ = interrupted.recv() => tracing::info!("SIGINT"),
     }
+    notify::stopping();
     agent.end(parts).await;
     serving.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(())

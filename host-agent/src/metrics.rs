@@ -117,10 +117,12 @@ fn signed(count: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nature::Kind;
     use crate::status::{AgentStatus, ProcessStatus, RouterStatus, TorStatus, VmStatus};
 
     fn vm(name: &str, usage: Option<VmUsage>) -> VmStatus {
-        VmStatus { name: name.into(), link_up: true, port_pid: None, socket: String::new(), usage }
+        let (kind, ephemeral) = (Kind::Application, false);
+        VmStatus { name: name.into(), link_up: true, port_pid: None, socket: String::new(), kind, ephemeral, usage }
     }
 
     fn status() -> Status {

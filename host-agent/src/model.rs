@@ -12,6 +12,7 @@ use wire::{VmName, control::FromRouter};
 
 use crate::{
     events::{Event, Events},
+    nature::Nature,
     paths::RunDir,
     status::{CircuitStatus, ProcessStatus, RouterState, RouterStatus, TorStatus, VmStatus, VmUsage},
 };
@@ -71,6 +72,7 @@ pub struct Router {
 #[derive(Debug, Default)]
 struct Vm {
     link_up: bool,
+    nature: Nature,
     usage: Option<VmUsage>,
 }
 
@@ -171,9 +173,9 @@ impl Model {
     }
 
     /// A VM was added.
-    pub fn vm_added(&mut self, vm: VmName) {
+    pub fn vm_added(&mut self, vm: VmName, nature: Nature) {
         self.events.announce(|| Event::VmAdded { vm: vm.to_string() });
-        self.vms.insert(vm, Vm::default());
+        self.vms.insert(vm, Vm { nature, ..Vm::default() });
     }
 
     /// A VM was removed.
@@ -297,6 +299,8 @@ impl Model {
             link_up: vm.link_up,
             port_pid: self.processes.get(&format!("port:{name}")).and_then(|port| port.running).map(|(pid, _)| pid),
             socket: run.vm(name).join("net.sock").display().to_string(),
+            kind: vm.nature.kind,
+            ephemeral: vm.nature.ephemeral,
             usage: vm.usage.clone(),
         };
         self.vms.iter().map(status).collect()
@@ -346,8 +350,8 @@ mod tests {
     fn circuits_are_counted_bounded_and_gone_with_their_vm_and_router() {
         let mut model = Model::default();
         let now = Instant::now();
-        model.vm_added(vm("a"));
-        model.vm_added(vm("b"));
+        model.vm_added(vm("a"), Nature::default());
+        model.vm_added(vm("b"), Nature::default());
         for message in [stream("a", "1"), stream("b", "2"), stream("a", "1"), stream("stranger", "3")] {
             model.router_says(message, now, 7);
         }
@@ -367,7 +371,7 @@ mod tests {
     #[test]
     fn usage_is_bounded_kept_for_known_vms_and_gone_with_the_program() {
         let mut model = Model::default();
-        model.vm_added(vm("a"));
+        model.vm_added(vm("a"), Nature::default());
         let mut drops: BTreeMap<String, u64> = (0..200).map(|i| (format!("reason_{i:03}"), i)).collect();
         drops.insert("a \"quote\"\n".into(), 1);
         drops.insert("a".repeat(1000), 1);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use crate::keys::report::KeysStatus;
+use crate::nature::Kind;
 
 /// How everything is.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -122,6 +123,10 @@ pub struct VmStatus {
     pub port_pid: Option<u32>,
     /// Where its QEMU connects.
     pub socket: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// Whether it is gone when the agent ends.
+    pub ephemeral: bool,
     /// What it uses and has used; none until the router has said it, which it does every few seconds.
     pub usage: Option<VmUsage>,
 }
@@ -167,6 +172,20 @@ pub struct NewVm {
     /// 1 to 63 of a-z, 0-9 and hyphens.
     #[schema(value_type = String, max_length = 63)]
     pub name: wire::VmName,
+    /// What it is for; changes nothing about how it is served.
+    #[serde(default)]
+    pub kind: Kind,
+    /// Whether it is to be gone when the agent ends, without a trace on disk.
+    #[serde(default)]
+    pub ephemeral: bool,
+}
+
+impl NewVm {
+    /// A VM as most are.
+    #[must_use]
+    pub fn new(name: wire::VmName) -> NewVm {
+        NewVm { name, kind: Kind::default(), ephemeral: false }
+    }
 }
 
 /// What attaches a VM.
@@ -174,8 +193,23 @@ pub struct NewVm {
 pub struct Attachment {
     /// Arguments for QEMU.
     pub qemu: Vec<String>,
+    /// Parts of a libvirt domain; none where the socket's path is nothing that XML can hold.
+    pub libvirt: Option<LibvirtParts>,
     /// The vhost-user socket.
     pub socket: String,
+    /// The hardware address, which is every VM's.
+    pub mac: String,
+}
+
+/// What a libvirt domain needs, as XML.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LibvirtParts {
+    /// Goes into `<domain>`: memory that the VM's port can map.
+    pub memory_backing: String,
+    /// Goes into `<devices>`.
+    pub interface: String,
+    /// Goes into `<domain>`, where the guest is to be told an MTU.
+    pub mtu_override: Option<String>,
 }
 
 /// A token to make: what it allows, and for how long.

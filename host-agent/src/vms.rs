@@ -1,7 +1,8 @@
 //! The table of VMs: names and link ports, kept in a file. No I/O but that file.
 //!
 //! A VM keeps its link port for as long as it exists, across restarts of everything. Ports run from
-//! [`wire::LINK_PORT_FIRST`]; the lowest free one is given, so there are never more than [`wire::VMS_MAX`].
+//! [`wire::LINK_PORT_FIRST`]; the lowest free one is given, so there are never more than [`wire::VMS_MAX`]. Ephemeral
+//! VMs are in the table and never in the file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +13,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use wire::{LINK_PORT_FIRST, VMS_MAX, VmName};
 
-use crate::paths::write_atomically;
+use crate::{
+    nature::{Kind, Nature},
+    paths::write_atomically,
+};
 
 /// The VMs by name.
 pub type Vms = BTreeMap<VmName, Vm>;
@@ -22,6 +26,8 @@ pub type Vms = BTreeMap<VmName, Vm>;
 pub struct Vm {
     /// The vsock port of its link.
     pub link_port: u32,
+    /// What it is for, and how long it stays.
+    pub nature: Nature,
 }
 
 /// The VMs and how they are served.
@@ -76,6 +82,8 @@ struct Entry {
     optimistic: bool,
     #[serde(default, skip_serializing)]
     resolve: bool,
+    #[serde(default)]
+    kind: Kind,
 }
 
 impl VmTable {
@@ -83,13 +91,13 @@ impl VmTable {
     ///
     /// # Errors
     /// When the name is taken or the table full.
-    pub fn add(&mut self, vm: VmName) -> Result<u32, VmError> {
+    pub fn add(&mut self, vm: VmName, nature: Nature) -> Result<u32, VmError> {
         if self.0.contains_key(&vm) {
             return Err(VmError::Exists(vm));
         }
         let taken: BTreeSet<u32> = self.0.values().map(|vm| vm.link_port).collect();
         let link_port = link_ports().find(|port| !taken.contains(port)).ok_or(VmError::Full)?;
-        self.0.insert(vm, Vm { link_port });
+        self.0.insert(vm, Vm { link_port, nature });
         Ok(link_port)
     }
 
@@ -124,7 +132,7 @@ impl VmTable {
         }
         let mut ports = BTreeSet::new();
         let mut table = VmTable::default();
-        for Entry { name, link_port, optimistic, resolve } in document.vms {
+        for Entry { name, link_port, optimistic, resolve, kind } in document.vms {
             if !link_ports().contains(&link_port) || !ports.insert(link_port) {
                 return Err(wrong(format!("{name} has the link port {link_port}, which is no free one")));
             }
@@ -133,7 +141,8 @@ impl VmTable {
                     "{name} was optimistic or had names resolved: that is for routes to say (`oht route add`)"
                 );
             }
-            if table.0.insert(name.clone(), Vm { link_port }).is_some() {
+            let nature = Nature { kind, ephemeral: false };
+            if table.0.insert(name.clone(), Vm { link_port, nature }).is_some() {
                 return Err(wrong(format!("{name} stands there twice")));
             }
         }
@@ -150,15 +159,17 @@ impl VmTable {
             link_port: vm.link_port,
             optimistic: false,
             resolve: false,
+            kind: vm.nature.kind,
         };
-        let vms = self.0.iter().map(entry).collect();
+        let vms = self.0.iter().filter(|(_, vm)| !vm.nature.ephemeral).map(entry).collect();
         let json = serde_json::to_vec_pretty(&Document { version: 1, vms });
         let written = json.map_err(io::Error::from).and_then(|json| write_atomically(path, &json));
         written.map_err(|source| VmError::File { path: path.into(), source })
     }
 }
 
-fn link_ports() -> std::ops::Range<u32> {
+/// The ports that VMs' links may have.
+pub(crate) fn link_ports() -> std::ops::Range<u32> {
     LINK_PORT_FIRST..LINK_PORT_FIRST + VMS_MAX as u32
 }
 
@@ -173,22 +184,22 @@ mod tests {
     #[test]
     fn ports_are_the_lowest_free_ones_and_stay() {
         let mut table = VmTable::default();
-        assert_eq!(table.add(name("a")).unwrap(), 2048);
-        assert_eq!(table.add(name("b")).unwrap(), 2049);
-        assert!(matches!(table.add(name("a")), Err(VmError::Exists(_))));
+        assert_eq!(table.add(name("a"), Nature::default()).unwrap(), 2048);
+        assert_eq!(table.add(name("b"), Nature::default()).unwrap(), 2049);
+        assert!(matches!(table.add(name("a"), Nature::default()), Err(VmError::Exists(_))));
         assert_eq!(table.remove(&name("a")).unwrap(), 2048);
         assert!(matches!(table.remove(&name("a")), Err(VmError::Unknown(_))));
         assert_eq!(table.all()[&name("b")].link_port, 2049);
-        assert_eq!(table.add(name("c")).unwrap(), 2048);
+        assert_eq!(table.add(name("c"), Nature::default()).unwrap(), 2048);
     }
 
     #[test]
     fn there_is_a_last_vm() {
         let mut table = VmTable::default();
         for i in 0..VMS_MAX {
-            table.add(name(&format!("vm{i}"))).unwrap();
+            table.add(name(&format!("vm{i}")), Nature::default()).unwrap();
         }
-        assert!(matches!(table.add(name("more")), Err(VmError::Full)));
+        assert!(matches!(table.add(name("more"), Nature::default()), Err(VmError::Full)));
     }
 
     #[test]
@@ -197,14 +208,21 @@ mod tests {
         let path = dir.path().join("vms.json");
         assert_eq!(VmTable::load(&path).unwrap(), VmTable::default());
         let mut table = VmTable::default();
-        table.add(name("a")).unwrap();
-        table.add(name("b")).unwrap();
+        let utility = Nature { kind: Kind::Utility, ephemeral: false };
+        table.add(name("a"), Nature::default()).unwrap();
+        table.add(name("b"), utility).unwrap();
         table.remove(&name("a")).unwrap();
         table.save(&path).unwrap();
         assert_eq!(VmTable::load(&path).unwrap(), table);
+        let kept = table.clone();
+        table.add(name("passing"), Nature { ephemeral: true, ..utility }).unwrap();
+        table.save(&path).unwrap();
+        assert_eq!(VmTable::load(&path).unwrap(), kept, "what is ephemeral is not in the file");
+        assert!(!fs::read_to_string(&path).unwrap().contains("passing"));
         let earlier = r#"{"version":1,"vms":[{"name":"b","link_port":2049,"optimistic":true,"resolve":false}]}"#;
         fs::write(&path, earlier).unwrap();
-        assert_eq!(VmTable::load(&path).unwrap(), table, "as written by an earlier version");
+        let earlier = VmTable::load(&path).unwrap().all()[&name("b")];
+        assert_eq!(earlier.nature, Nature::default(), "as written by an earlier version");
         for bad in [
             "",
             r#"{"version":2,"vms":[]}"#,

@@ -6,8 +6,9 @@
 use std::{
     fs,
     io::{Read, Write},
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixDatagram, UnixStream},
     path::Path,
+    process::Stdio,
 };
 
 use serde_json::Value;
@@ -21,7 +22,7 @@ use wire::{
 #[path = "world/world.rs"]
 mod world;
 
-use world::{World, alive, kill};
+use world::{PATIENCE, World, alive, kill};
 
 /// All the stand-ins and the uplink.
 const PROCESSES: [&str; 5] = ["qemu", "vsock", "virtiofsd", "uplink", "port:web"];
@@ -229,6 +230,52 @@ fn drop_ins_are_read_when_they_change_and_wrong_ones_let_nothing_more_through() 
     assert_eq!(code(&world), Some(0));
     assert_eq!(world.oht(&["route", "check"]).status.code(), Some(4));
     assert_eq!(world.oht(&["route", "reload"]).status.code(), Some(1));
+}
+
+#[test]
+fn an_ephemeral_vm_leaves_nothing_when_its_agent_is_killed() {
+    let mut world = World::new();
+    world.start();
+    let add = |world: &World, body| assert_eq!(world.request("POST", "/vms", body).unwrap().0, 201);
+    add(&world, r#"{"name":"kept","kind":"controller"}"#);
+    add(&world, r#"{"name":"passing","ephemeral":true}"#);
+    world.until("its port runs", |world| world.pid("port:passing").is_some());
+    let port = world.pid("port:passing").unwrap();
+    assert!(!fs::read_to_string(world.path("s/vms.json")).unwrap().contains("passing"));
+    let left = ["r/vm/passing", "r/vsock_2049", "r/port-passing.log"];
+    assert!(left.iter().all(|path| world.path(path).exists()));
+    world.kill_agent();
+    world.start();
+    assert!(!alive(port) && left.iter().all(|path| !world.path(path).exists()));
+    let vms = world.request("GET", "/vms", "").unwrap().1;
+    assert_eq!((vms.as_array().unwrap().len(), &vms[0]["kind"]), (1, &Value::from("controller")), "{vms}");
+}
+
+#[test]
+fn the_service_manager_is_told_when_the_api_is_served_and_that_it_is_fed_and_ends() {
+    let mut world = World::new();
+    let manager = UnixDatagram::bind(world.path("notify")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let told = || {
+        let mut bytes = [0; 200];
+        let read = manager.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..read]).trim().to_owned()
+    };
+    let mut command = world.command("r", "s");
+    command.env("NOTIFY_SOCKET", world.path("notify")).env("WATCHDOG_USEC", "40000").stderr(Stdio::null());
+    world.agent = Some(command.spawn().unwrap());
+    assert_eq!(told(), "READY=1");
+    assert_eq!(world.request("GET", "/status", "").unwrap().0, 200, "ready is when it answers");
+    assert_eq!([told(), told()], ["WATCHDOG=1"; 2]);
+    world.until("QEMU runs", |world| world.pid("qemu").is_some());
+    let environment = fs::read(format!("/proc/{}/environ", world.pid("qemu").unwrap())).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains("NOTIFY_SOCKET"), "a child is no part of it");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(world.agent.as_ref().unwrap().id().try_into().unwrap()),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
+    while told() != "STOPPING=1" {}
 }
 
 #[test]

@@ -4,7 +4,10 @@ use std::io::Write;
 
 use serde::Serialize;
 
-use crate::status::{CircuitStatus, RouterState, Status, VmStatus, VmUsage};
+use crate::{
+    nature::Kind,
+    status::{CircuitStatus, RouterState, Status, VmStatus, VmUsage},
+};
 
 /// Prints a value as one JSON document.
 ///
@@ -59,8 +62,10 @@ pub fn vms(vms: &[VmStatus]) -> String {
     }
     let line = |vm: &VmStatus| {
         let link = if vm.link_up { "linked to the router" } else { "not linked to the router yet" };
+        let kind = if vm.kind == Kind::default() { String::new() } else { format!(", {}", vm.kind) };
+        let ephemeral = if vm.ephemeral { ", ephemeral" } else { "" };
         let usage = vm.usage.as_ref().map_or_else(String::new, usage);
-        format!("vm      {}: {link}, socket {}{usage}", vm.name, vm.socket)
+        format!("vm      {}: {link}{kind}{ephemeral}, socket {}{usage}", vm.name, vm.socket)
     };
     vms.iter().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -119,9 +124,17 @@ mod tests {
 
     #[test]
     fn what_a_vm_uses_is_shown_once_it_is_known() {
-        let mut vm =
-            VmStatus { name: "web".into(), link_up: true, port_pid: Some(7), socket: "/s".into(), usage: None };
+        let mut vm = VmStatus {
+            name: "web".into(),
+            link_up: true,
+            port_pid: Some(7),
+            socket: "/s".into(),
+            kind: Kind::Application,
+            ephemeral: false,
+            usage: None,
+        };
         assert_eq!(vms(&[vm.clone()]), "vm      web: linked to the router, socket /s");
+        (vm.kind, vm.ephemeral) = (Kind::Utility, true);
         vm.usage = Some(VmUsage {
             flows: 3,
             circuits: 2,
@@ -132,7 +145,7 @@ mod tests {
         });
         assert_eq!(
             vms(&[vm]),
-            "vm      web: linked to the router, socket /s\n        \
+            "vm      web: linked to the router, utility, ephemeral, socket /s\n        \
              3 flows on 2 circuits, 1000 B out, 1.5 MiB in, 1 retries\n        \
              dropped or refused: checksum 5, half_open 1"
         );

@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn changes_lead_from_what_is_to_what_is_wanted() {
-        let served = |link_port| Vm { link_port };
+        let served = |link_port| Vm { link_port, nature: Default::default() };
         let vms =
             |all: &[(&str, u32)]| all.iter().map(|(vm, port)| (vm.parse().unwrap(), served(*port))).collect::<Vms>();
         let detach = |vm: &str| ToRouter::Detach { vm: vm.parse().unwrap() };

@@ -75,7 +75,7 @@ async fn guest_init_is_provisioned_reports_and_powers_off() {
 #[tokio::test]
 async fn the_router_is_configured_and_follows_the_vms() {
     let world = world();
-    let vms = |vm: &str, link_port| Vms::from([(vm.parse().unwrap(), Vm { link_port })]);
+    let vms = |vm: &str, link_port| Vms::from([(vm.parse().unwrap(), Vm { link_port, nature: Default::default() })]);
     world.vms.send_replace(vms("a", 2048));
     let mut router = connect(&world, Role::Router).await;
     is_configured(&mut router).await;
