@@ -93,8 +93,24 @@ pub enum Device {
         /// Announced to the guest as its MTU, where given.
         host_mtu: Option<u16>,
     },
+    /// A disk.
+    Disk {
+        /// Its file.
+        file: PathBuf,
+        /// What the file is.
+        format: DiskFormat,
+    },
     /// Entropy from the host's `getrandom`.
     Rng,
+}
+
+/// What the file of a disk is. Never guessed from its content, which the guest writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// QEMU's own.
+    Qcow2,
+    /// The disk's bytes.
+    Raw,
 }
 
 /// Where the first serial port goes.
@@ -106,6 +122,8 @@ pub enum Serial {
     File(PathBuf),
     /// To QEMU's standard output.
     Stdio,
+    /// To the terminal, with QEMU's monitor behind Ctrl-A C, and Ctrl-A X to end it.
+    Console,
 }
 
 /// Why a machine has no command line.
@@ -220,6 +238,17 @@ impl Machine {
     }
 }
 
+impl DiskFormat {
+    /// QEMU's and libvirt's name for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            DiskFormat::Qcow2 => "qcow2",
+            DiskFormat::Raw => "raw",
+        }
+    }
+}
+
 impl Kernel {
     /// These three options are not split at commas, so nothing is escaped.
     fn render(&self, line: &mut Line) {
@@ -239,6 +268,10 @@ impl Serial {
             Serial::None => return,
             Serial::File(path) => line.values("-chardev", &[("file,id=serial,path=", path.as_os_str())]),
             Serial::Stdio => line.pair("-chardev", "stdio,id=serial,signal=off"),
+            Serial::Console => {
+                line.pair("-serial", "mon:stdio");
+                return;
+            }
         };
         line.pair("-serial", "chardev:serial");
     }
@@ -262,6 +295,11 @@ impl Device {
                 let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
                 let mtu = host_mtu.map_or_else(String::new, |mtu| format!(",host_mtu={mtu}"));
                 line.pair("-device", format!("virtio-net-pci,netdev=net{index},mac={mac}{mtu}"));
+            }
+            Device::Disk { file, format } => {
+                let fixed = format!("if=none,id=disk{index},format={}", format.name());
+                line.values("-drive", &[(&fixed, "".as_ref()), ("file=", file.as_os_str())]);
+                line.pair("-device", format!("virtio-blk-pci,drive=disk{index}"));
             }
             Device::Rng => {
                 line.pair("-object", format!("rng-builtin,id=rng{index}"));
