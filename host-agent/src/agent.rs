@@ -30,11 +30,13 @@ use wire::{
 };
 
 use crate::{
+    attach,
     children::Children,
     config::{ConfigError, Settings},
     control::Control,
     lock::{self, Lock, LockError},
     model::Model,
+    nature::Nature,
     paths::PathError,
     programs::{self, Programs},
     router_vm::{RouterVm, words},
@@ -42,6 +44,7 @@ use crate::{
     spawn::Spawn,
     status::{AgentStatus, Attachment, CircuitStatus, Status, VmStatus},
     supervise::{self, Shared, Stop, Stopper, Supervised},
+    sweep,
     vms::{Vm, VmError, VmTable, Vms},
 };
 
@@ -171,12 +174,13 @@ impl Agent {
     /// Starts the ports of the VMs that there were. One that cannot be had does not take the others with it.
     async fn adopt(&self, table: VmTable) {
         let mut ports = self.changing.lock().await;
+        sweep::strangers(&self.settings.run, table.all());
         for (name, vm) in table.all() {
             match self.start_port(name, vm.link_port) {
                 Ok(port) => drop(ports.insert(name.clone(), port)),
                 Err(error) => self.shared.model().failure(format!("VM {name} has no port: {}", words(&error))),
             }
-            self.shared.model().vm_added(name.clone(), vm.options);
+            self.shared.model().vm_added(name.clone(), vm.options, vm.nature);
         }
         self.publish(table);
     }
@@ -185,10 +189,10 @@ impl Agent {
     ///
     /// # Errors
     /// When the name is taken, the table full, or the sockets cannot be had; nothing has changed then.
-    pub async fn add_vm(&self, vm: VmName, options: VmOptions) -> Result<VmStatus, AgentError> {
+    pub async fn add_vm(&self, vm: VmName, options: VmOptions, nature: Nature) -> Result<VmStatus, AgentError> {
         let mut ports = self.changing.lock().await;
         let mut table = self.table().clone();
-        let link_port = table.add(vm.clone(), options)?;
+        let link_port = table.add(vm.clone(), options, nature)?;
         let port = self.start_port(&vm, link_port)?;
         if let Err(error) = table.save(&self.settings.state.vms()) {
             port.end().await;
@@ -196,12 +200,13 @@ impl Agent {
             return Err(error.into());
         }
         ports.insert(vm.clone(), port);
-        self.shared.model().vm_added(vm.clone(), options);
+        self.shared.model().vm_added(vm.clone(), options, nature);
         self.publish(table);
         let socket = self.settings.run.vm_socket(&vm)?.display().to_string();
-        let VmOptions { optimistic, resolve } = options;
+        let (VmOptions { optimistic, resolve }, Nature { kind, ephemeral }) = (options, nature);
         let name = vm.to_string();
-        Ok(VmStatus { name, link_up: false, port_pid: None, socket, optimistic, resolve, usage: None })
+        let (link_up, port_pid, usage) = (false, None, None);
+        Ok(VmStatus { name, link_up, port_pid, socket, optimistic, resolve, kind, ephemeral, usage })
     }
 
     /// Removes a VM: the router stops serving it, its port ends, its sockets go.
@@ -231,7 +236,8 @@ impl Agent {
             return Err(VmError::Unknown(vm.clone()).into());
         }
         let socket = self.settings.run.vm_socket(vm)?.display().to_string();
-        Ok(Attachment { qemu: crate::attach::qemu_arguments(&socket, memory_mib, mtu), socket })
+        let (qemu, libvirt) = (attach::qemu_arguments(&socket, memory_mib, mtu), attach::libvirt_parts(&socket, mtu));
+        Ok(Attachment { qemu, libvirt, socket, mac: attach::MAC.into() })
     }
 
     /// The VMs.
@@ -341,8 +347,7 @@ impl Agent {
     fn remove_sockets(&self, vm: &VmName, link_port: u32) {
         let run = &self.settings.run;
         let _ = std::fs::remove_file(run.vsock_port(link_port));
-        let _ = std::fs::remove_file(run.vm(vm).join("net.sock"));
-        let _ = std::fs::remove_dir(run.vm(vm));
+        sweep::forget(run, vm);
     }
 }
 

@@ -25,6 +25,7 @@ use wire::{VmName, control::VmOptions};
 use crate::{
     agent::Agent,
     attach, metrics,
+    nature::Nature,
     status::{Attachment, CircuitStatus, NewVm, Problem, Status, VmStatus},
 };
 use object::Object;
@@ -96,8 +97,9 @@ async fn vm_add(
 ) -> Answer<(StatusCode, Json<VmStatus>)> {
     let Json(Object(new)) = body?;
     let options = VmOptions { optimistic: new.optimistic, resolve: new.resolve };
+    let nature = Nature { kind: new.kind, ephemeral: new.ephemeral };
     // A task of its own: a client that hangs up must not leave half of it done.
-    let added = tokio::spawn(async move { agent.add_vm(new.name, options).await }).await??;
+    let added = tokio::spawn(async move { agent.add_vm(new.name, options, nature).await }).await??;
     Ok((StatusCode::CREATED, Json(added)))
 }
 

@@ -2,9 +2,17 @@
 
 use std::ops::RangeInclusive;
 
+use crate::status::LibvirtParts;
+
 /// The hardware address that every VM has: no VM can be told from another by it (the NIC's is seen only on the link
 /// between the VM and its port, which no other VM shares).
 pub const MAC: &str = "52:54:00:12:34:56";
+
+/// The same in bytes.
+pub const MAC_BYTES: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+
+/// Milliseconds between attempts of a VM to reach its port again.
+pub const RECONNECT_MS: u32 = 500;
 
 /// The MTUs that a VM can be given: what every host takes (RFC 791, section 3.1) up to what the port carries.
 pub const MTU: RangeInclusive<u16> = 576..=65_520;
@@ -22,7 +30,7 @@ pub fn qemu_arguments(socket: &str, memory_mib: u32, mtu: Option<u16>) -> Vec<St
         "-machine",
         "memory-backend=oht-mem",
         "-chardev",
-        &format!("socket,id=oht-net,path={socket},reconnect-ms=500"),
+        &format!("socket,id=oht-net,path={socket},reconnect-ms={RECONNECT_MS}"),
         "-netdev",
         "vhost-user,id=oht-net0,chardev=oht-net",
         "-device",
@@ -30,6 +38,14 @@ pub fn qemu_arguments(socket: &str, memory_mib: u32, mtu: Option<u16>) -> Vec<St
     ]
     .map(str::to_owned)
     .to_vec()
+}
+
+/// The parts of a libvirt domain that do the same; none where the socket's path is nothing that XML can hold.
+#[must_use]
+pub fn libvirt_parts(socket: &str, mtu: Option<u16>) -> Option<LibvirtParts> {
+    let parts = qemu::libvirt::parts(socket, MAC_BYTES, RECONNECT_MS, mtu).ok()?;
+    let qemu::libvirt::Parts { memory_backing, interface, mtu_override } = parts;
+    Some(LibvirtParts { memory_backing, interface, mtu_override })
 }
 
 /// The arguments on one line, quoted for a POSIX shell where they need it.
@@ -66,6 +82,13 @@ mod tests {
         let nic = |mtu| qemu_arguments("/s", 512, mtu).pop();
         assert!(nic(Some(65_520)).is_some_and(|nic| nic.ends_with(",host_mtu=65520")));
         assert!(nic(None).is_some_and(|nic| !nic.contains("mtu") && !nic.contains("off")));
+    }
+
+    #[test]
+    fn the_hardware_address_is_one() {
+        assert_eq!(MAC_BYTES.map(|byte| format!("{byte:02x}")).join(":"), MAC);
+        assert!(libvirt_parts("/s", None).is_some_and(|parts| parts.interface.contains(MAC)));
+        assert_eq!(libvirt_parts("/s\n", None), None);
     }
 
     #[test]

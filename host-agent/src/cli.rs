@@ -6,9 +6,13 @@
 //! | 1 | failed; standard error says why and what to do |
 //! | 2 | the command line is wrong |
 //! | 3 | the agent is not running |
+//!
+//! `oht vm run` ends with QEMU's own.
 
+pub mod attach;
 pub mod doctor;
 pub mod output;
+pub mod run;
 pub mod up;
 pub mod vm;
 
@@ -20,12 +24,13 @@ use wire::VmName;
 use crate::{
     client::{Client, ClientError},
     config::{Options, Settings},
+    nature::Kind,
     status::{NewVm, Status},
 };
 
 /// The onion router VM of this host: VMs reach the world through Tor and nothing else.
 #[derive(Debug, Parser)]
-#[command(name = "oht", version, max_term_width = 100)]
+#[command(name = "oht", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Oht {
     /// Print JSON.
     #[arg(long, global = true)]
@@ -84,7 +89,8 @@ enum What {
 
 #[derive(Debug, Subcommand)]
 enum Vm {
-    /// Add a VM.
+    /// Add a VM: it gets a socket for its network card.
+    #[command(after_help = KINDS)]
     Add {
         /// Letters a-z, digits and hyphens.
         name: VmName,
@@ -95,6 +101,12 @@ enum Vm {
         /// Slower; a name and a connection may see different exits.
         #[arg(long)]
         resolve: bool,
+        /// What the VM is for: kept and shown, and nothing else so far.
+        #[arg(long, value_enum, default_value_t)]
+        kind: Kind,
+        /// Keep it in memory alone: it is gone when the agent ends or is started again.
+        #[arg(long)]
+        ephemeral: bool,
         #[command(flatten)]
         places: Places,
     },
@@ -107,23 +119,23 @@ enum Vm {
     },
     /// List the VMs.
     List(Places),
-    /// Print what attaches a VM: arguments for QEMU, on one line.
-    Attach {
-        /// Which.
-        name: VmName,
-        /// For QEMU (so far the only kind).
-        #[arg(long, required = true)]
-        qemu: bool,
-        /// Memory of the VM, equal to its -m.
-        #[arg(long = "memory", value_name = "MIB", default_value_t = 512)]
-        memory_mib: u32,
-        /// Largest IP packet of the VM in bytes; guests take 1500 where nothing is said.
-        #[arg(long, value_name = "BYTES")]
-        mtu: Option<u16>,
-        #[command(flatten)]
-        places: Places,
-    },
+    /// Print what attaches a VM: arguments for QEMU, or XML for libvirt.
+    Attach(Box<attach::Attach>),
+    /// Start a VM with QEMU, attached; ends when the VM does.
+    Run(Box<run::Run>),
 }
+
+/// Beneath `oht vm add --help`.
+const KINDS: &str = "\
+Kinds, which say what a VM is for. All are served alike so far:
+  application  runs the programs that somebody uses
+  utility      works for other VMs: fetches their updates, builds their images, keeps their backups
+  controller   is the one that the others are managed from";
+
+/// Beneath `oht --help` and in the man page.
+const EXIT_CODES: &str = "\
+Exit status: 0 done; 1 failed, standard error says why and what to do; 2 the command line is wrong; 3 the agent is not
+running. `oht vm run` ends with the exit status of QEMU.";
 
 /// Where the agent is.
 #[derive(Clone, Debug, Args)]
@@ -169,14 +181,14 @@ impl Oht {
             What::Doctor { options } => return Ok(u8::from(!doctor::doctor(*options, config, json).await?)),
             What::Circuits { vm, places } => vm::circuits(&client(places)?, vm.as_ref(), json).await?,
             What::Vm { what } => match what {
-                Vm::Add { name, optimistic, resolve, places } => {
-                    vm::add(&client(places)?, NewVm { name, optimistic, resolve }, json).await?;
+                Vm::Add { name, optimistic, resolve, kind, ephemeral, places } => {
+                    let new = NewVm { name, optimistic, resolve, kind, ephemeral };
+                    vm::add(&client(places)?, new, json).await?;
                 }
                 Vm::Rm { name, places } => vm::remove(&client(places)?, &name, json).await?,
                 Vm::List(places) => vm::list(&client(places)?, json).await?,
-                Vm::Attach { name, memory_mib, mtu, places, qemu: _ } => {
-                    vm::attach(&client(places)?, &name, memory_mib, mtu, json).await?;
-                }
+                Vm::Attach(what) => attach::attach(*what, config.as_deref(), json).await?,
+                Vm::Run(what) => return run::run(*what, config.as_deref()).await,
             },
             What::Man { directory } => clap_mangen::generate_to(Oht::command(), directory)?,
             What::Completions { shell } => completions(shell),
@@ -188,6 +200,9 @@ impl Oht {
 /// The exit code for an error.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<clap::Error>() {
+        return 2;
+    }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::NotRunning { .. }) => 3,
         _ => 1,
@@ -226,7 +241,7 @@ mod tests {
             assert!(Oht::try_parse_from(["oht", "vm", "add", "--", name]).is_err(), "{name}");
         }
         assert!(Oht::try_parse_from(["oht", "vm", "add", "web", "--json", "--run-dir", "/r"]).is_ok());
-        assert!(Oht::try_parse_from(["oht", "vm", "attach", "web"]).is_err(), "what for is to be said");
+        assert!(Oht::try_parse_from(["oht", "vm", "attach", "web", "--domain"]).is_err(), "of what is to be said");
     }
 
     #[test]
@@ -235,6 +250,32 @@ mod tests {
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("auto, kvm or tcg"), "{error}");
         assert!(Oht::try_parse_from(["oht", "up", "--accel", "tcg"]).is_ok());
+    }
+
+    #[test]
+    fn a_word_that_is_nearly_right_is_answered_with_the_right_one() {
+        for (line, meant) in
+            [("oht statsu", "'status'"), ("oht vm atach", "'attach'"), ("oht vm add web --ephemerl", "'--ephemeral'")]
+        {
+            let error = Oht::try_parse_from(line.split(' ')).unwrap_err().to_string();
+            assert!(error.contains(meant), "{error}");
+        }
+    }
+
+    #[test]
+    fn help_alone_tells_exit_codes_and_kinds() {
+        let help = |command: &mut clap::Command| command.render_long_help().to_string();
+        let mut oht = Oht::command();
+        assert!(help(&mut oht).contains("3 the agent is not"));
+        let vm = oht.find_subcommand_mut("vm").unwrap();
+        assert!(help(vm.find_subcommand_mut("add").unwrap()).contains("utility      works for"));
+    }
+
+    #[tokio::test]
+    async fn what_a_vm_is_attached_to_is_to_be_said() {
+        let error = Oht::parse_from(["oht", "vm", "attach", "web"]).run().await.unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        assert!(error.to_string().contains("--libvirt"), "{error}");
     }
 
     #[tokio::test]

@@ -41,7 +41,7 @@ pub struct Options {
     /// A directory to look for helper programs in; may be given several times.
     #[arg(long, value_name = "DIR")]
     pub programs: Vec<PathBuf>,
-    /// What to log: error, warn, info, debug.
+    /// What to log: error, warn, info or debug, also for parts of the agent, as in warn,host_agent::control=debug.
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,
 }

@@ -117,6 +117,7 @@ fn signed(count: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nature::Kind;
     use crate::status::{AgentStatus, ProcessStatus, RouterStatus, TorStatus, VmStatus};
 
     fn vm(name: &str, usage: Option<VmUsage>) -> VmStatus {
@@ -127,6 +128,8 @@ mod tests {
             socket: String::new(),
             optimistic: false,
             resolve: false,
+            kind: Kind::Application,
+            ephemeral: false,
             usage,
         }
     }

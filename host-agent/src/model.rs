@@ -14,6 +14,7 @@ use wire::{
 };
 
 use crate::{
+    nature::Nature,
     paths::RunDir,
     status::{CircuitStatus, ProcessStatus, RouterState, RouterStatus, TorStatus, VmStatus, VmUsage},
 };
@@ -72,6 +73,7 @@ pub struct Router {
 struct Vm {
     link_up: bool,
     options: VmOptions,
+    nature: Nature,
     usage: Option<VmUsage>,
 }
 
@@ -150,8 +152,8 @@ impl Model {
     }
 
     /// A VM was added.
-    pub fn vm_added(&mut self, vm: VmName, options: VmOptions) {
-        self.vms.insert(vm, Vm { options, ..Vm::default() });
+    pub fn vm_added(&mut self, vm: VmName, options: VmOptions, nature: Nature) {
+        self.vms.insert(vm, Vm { options, nature, ..Vm::default() });
     }
 
     /// A VM was removed.
@@ -271,6 +273,8 @@ impl Model {
             socket: run.vm(name).join("net.sock").display().to_string(),
             optimistic: vm.options.optimistic,
             resolve: vm.options.resolve,
+            kind: vm.nature.kind,
+            ephemeral: vm.nature.ephemeral,
             usage: vm.usage.clone(),
         };
         self.vms.iter().map(status).collect()
@@ -320,8 +324,8 @@ mod tests {
     fn circuits_are_counted_bounded_and_gone_with_their_vm_and_router() {
         let mut model = Model::default();
         let now = Instant::now();
-        model.vm_added(vm("a"), VmOptions::default());
-        model.vm_added(vm("b"), VmOptions::default());
+        model.vm_added(vm("a"), VmOptions::default(), Nature::default());
+        model.vm_added(vm("b"), VmOptions::default(), Nature::default());
         for message in [stream("a", "1"), stream("b", "2"), stream("a", "1"), stream("stranger", "3")] {
             model.router_says(message, now, 7);
         }
@@ -341,7 +345,7 @@ mod tests {
     #[test]
     fn usage_is_bounded_kept_for_known_vms_and_gone_with_the_program() {
         let mut model = Model::default();
-        model.vm_added(vm("a"), VmOptions { optimistic: true, resolve: false });
+        model.vm_added(vm("a"), VmOptions { optimistic: true, resolve: false }, Nature::default());
         let mut drops: BTreeMap<String, u64> = (0..200).map(|i| (format!("reason_{i:03}"), i)).collect();
         drops.insert("a \"quote\"\n".into(), 1);
         drops.insert("a".repeat(1000), 1);

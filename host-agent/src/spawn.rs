@@ -20,6 +20,8 @@ use nix::{
 };
 use tokio::process::{Child, Command};
 
+use crate::notify;
+
 /// Bytes at which a log file is begun anew when its process is started.
 const LOG_BYTES_MAX: u64 = 1 << 20;
 
@@ -43,6 +45,9 @@ impl Spawn {
         let log = open_log(&self.log)?;
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        for variable in notify::VARIABLES {
+            command.env_remove(variable);
+        }
         let numbers: Vec<RawFd> = inherit.iter().map(AsRawFd::as_raw_fd).collect();
         // SAFETY: setsid(2) and fcntl(2) are async-signal-safe and nothing is allocated. The borrows in `inherit` last
         // until spawn has returned, so the numbers are open in the child.

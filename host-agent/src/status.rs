@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::nature::Kind;
+
 /// How everything is.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Status {
@@ -120,6 +122,10 @@ pub struct VmStatus {
     pub optimistic: bool,
     /// Whether the names that it asks for are resolved.
     pub resolve: bool,
+    /// What it is for.
+    pub kind: Kind,
+    /// Whether it is gone when the agent ends.
+    pub ephemeral: bool,
     /// What it uses and has used; none until the router has said it, which it does every few seconds.
     pub usage: Option<VmUsage>,
 }
@@ -172,6 +178,20 @@ pub struct NewVm {
     /// that must see real ones. Slower, and an exit that resolves a name may not be the one that connects.
     #[serde(default)]
     pub resolve: bool,
+    /// What it is for; changes nothing about how it is served.
+    #[serde(default)]
+    pub kind: Kind,
+    /// Whether it is to be gone when the agent ends, without a trace on disk.
+    #[serde(default)]
+    pub ephemeral: bool,
+}
+
+impl NewVm {
+    /// A VM as most are.
+    #[must_use]
+    pub fn new(name: wire::VmName) -> NewVm {
+        NewVm { name, optimistic: false, resolve: false, kind: Kind::default(), ephemeral: false }
+    }
 }
 
 /// What attaches a VM.
@@ -179,8 +199,23 @@ pub struct NewVm {
 pub struct Attachment {
     /// Arguments for QEMU.
     pub qemu: Vec<String>,
+    /// Parts of a libvirt domain; none where the socket's path is nothing that XML can hold.
+    pub libvirt: Option<LibvirtParts>,
     /// The vhost-user socket.
     pub socket: String,
+    /// The hardware address, which is every VM's.
+    pub mac: String,
+}
+
+/// What a libvirt domain needs, as XML.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LibvirtParts {
+    /// Goes into `<domain>`: memory that the VM's port can map.
+    pub memory_backing: String,
+    /// Goes into `<devices>`.
+    pub interface: String,
+    /// Goes into `<domain>`, where the guest is to be told an MTU.
+    pub mtu_override: Option<String>,
 }
 
 /// An error, as RFC 9457 has it.

@@ -1,7 +1,8 @@
 //! The table of VMs: names, link ports and how they are served, kept in a file. No I/O but that file.
 //!
 //! A VM keeps its link port for as long as it exists, across restarts of everything. Ports run from
-//! [`wire::LINK_PORT_FIRST`]; the lowest free one is given, so there are never more than [`wire::VMS_MAX`].
+//! [`wire::LINK_PORT_FIRST`]; the lowest free one is given, so there are never more than [`wire::VMS_MAX`]. Ephemeral
+//! VMs are in the table and never in the file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +13,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use wire::{LINK_PORT_FIRST, VMS_MAX, VmName, control::VmOptions};
 
-use crate::paths::write_atomically;
+use crate::{
+    nature::{Kind, Nature},
+    paths::write_atomically,
+};
 
 /// The VMs by name.
 pub type Vms = BTreeMap<VmName, Vm>;
@@ -24,6 +28,8 @@ pub struct Vm {
     pub link_port: u32,
     /// How else.
     pub options: VmOptions,
+    /// What it is for, and how long it stays.
+    pub nature: Nature,
 }
 
 /// The VMs and how they are served.
@@ -78,6 +84,8 @@ struct Entry {
     optimistic: bool,
     #[serde(default)]
     resolve: bool,
+    #[serde(default)]
+    kind: Kind,
 }
 
 impl VmTable {
@@ -85,13 +93,13 @@ impl VmTable {
     ///
     /// # Errors
     /// When the name is taken or the table full.
-    pub fn add(&mut self, vm: VmName, options: VmOptions) -> Result<u32, VmError> {
+    pub fn add(&mut self, vm: VmName, options: VmOptions, nature: Nature) -> Result<u32, VmError> {
         if self.0.contains_key(&vm) {
             return Err(VmError::Exists(vm));
         }
         let taken: BTreeSet<u32> = self.0.values().map(|vm| vm.link_port).collect();
         let link_port = link_ports().find(|port| !taken.contains(port)).ok_or(VmError::Full)?;
-        self.0.insert(vm, Vm { link_port, options });
+        self.0.insert(vm, Vm { link_port, options, nature });
         Ok(link_port)
     }
 
@@ -126,11 +134,13 @@ impl VmTable {
         }
         let mut ports = BTreeSet::new();
         let mut table = VmTable::default();
-        for Entry { name, link_port, optimistic, resolve } in document.vms {
+        for Entry { name, link_port, optimistic, resolve, kind } in document.vms {
             if !link_ports().contains(&link_port) || !ports.insert(link_port) {
                 return Err(wrong(format!("{name} has the link port {link_port}, which is no free one")));
             }
-            if table.0.insert(name.clone(), Vm { link_port, options: VmOptions { optimistic, resolve } }).is_some() {
+            let options = VmOptions { optimistic, resolve };
+            let nature = Nature { kind, ephemeral: false };
+            if table.0.insert(name.clone(), Vm { link_port, options, nature }).is_some() {
                 return Err(wrong(format!("{name} stands there twice")));
             }
         }
@@ -147,15 +157,17 @@ impl VmTable {
             link_port: vm.link_port,
             optimistic: vm.options.optimistic,
             resolve: vm.options.resolve,
+            kind: vm.nature.kind,
         };
-        let vms = self.0.iter().map(entry).collect();
+        let vms = self.0.iter().filter(|(_, vm)| !vm.nature.ephemeral).map(entry).collect();
         let json = serde_json::to_vec_pretty(&Document { version: 1, vms });
         let written = json.map_err(io::Error::from).and_then(|json| write_atomically(path, &json));
         written.map_err(|source| VmError::File { path: path.into(), source })
     }
 }
 
-fn link_ports() -> std::ops::Range<u32> {
+/// The ports that VMs' links may have.
+pub(crate) fn link_ports() -> std::ops::Range<u32> {
     LINK_PORT_FIRST..LINK_PORT_FIRST + VMS_MAX as u32
 }
 
@@ -170,22 +182,22 @@ mod tests {
     #[test]
     fn ports_are_the_lowest_free_ones_and_stay() {
         let mut table = VmTable::default();
-        assert_eq!(table.add(name("a"), VmOptions::default()).unwrap(), 2048);
-        assert_eq!(table.add(name("b"), VmOptions::default()).unwrap(), 2049);
-        assert!(matches!(table.add(name("a"), VmOptions::default()), Err(VmError::Exists(_))));
+        assert_eq!(table.add(name("a"), VmOptions::default(), Nature::default()).unwrap(), 2048);
+        assert_eq!(table.add(name("b"), VmOptions::default(), Nature::default()).unwrap(), 2049);
+        assert!(matches!(table.add(name("a"), VmOptions::default(), Nature::default()), Err(VmError::Exists(_))));
         assert_eq!(table.remove(&name("a")).unwrap(), 2048);
         assert!(matches!(table.remove(&name("a")), Err(VmError::Unknown(_))));
         assert_eq!(table.all()[&name("b")].link_port, 2049);
-        assert_eq!(table.add(name("c"), VmOptions::default()).unwrap(), 2048);
+        assert_eq!(table.add(name("c"), VmOptions::default(), Nature::default()).unwrap(), 2048);
     }
 
     #[test]
     fn there_is_a_last_vm() {
         let mut table = VmTable::default();
         for i in 0..VMS_MAX {
-            table.add(name(&format!("vm{i}")), VmOptions::default()).unwrap();
+            table.add(name(&format!("vm{i}")), VmOptions::default(), Nature::default()).unwrap();
         }
-        assert!(matches!(table.add(name("more"), VmOptions::default()), Err(VmError::Full)));
+        assert!(matches!(table.add(name("more"), VmOptions::default(), Nature::default()), Err(VmError::Full)));
     }
 
     #[test]
@@ -194,14 +206,20 @@ mod tests {
         let path = dir.path().join("vms.json");
         assert_eq!(VmTable::load(&path).unwrap(), VmTable::default());
         let mut table = VmTable::default();
-        table.add(name("a"), VmOptions::default()).unwrap();
-        table.add(name("b"), VmOptions { optimistic: true, resolve: true }).unwrap();
+        let utility = Nature { kind: Kind::Utility, ephemeral: false };
+        table.add(name("a"), VmOptions::default(), Nature::default()).unwrap();
+        table.add(name("b"), VmOptions { optimistic: true, resolve: true }, utility).unwrap();
         table.remove(&name("a")).unwrap();
         table.save(&path).unwrap();
         assert_eq!(VmTable::load(&path).unwrap(), table);
+        let kept = table.clone();
+        table.add(name("passing"), VmOptions::default(), Nature { ephemeral: true, ..utility }).unwrap();
+        table.save(&path).unwrap();
+        assert_eq!(VmTable::load(&path).unwrap(), kept, "what is ephemeral is not in the file");
+        assert!(!fs::read_to_string(&path).unwrap().contains("passing"));
         fs::write(&path, r#"{"version":1,"vms":[{"name":"b","link_port":2049}]}"#).unwrap();
         let earlier = VmTable::load(&path).unwrap().all()[&name("b")];
-        assert_eq!(earlier.options, VmOptions::default(), "as written by an earlier version");
+        assert_eq!((earlier.options, earlier.nature), Default::default(), "as written by an earlier version");
         for bad in [
             "",
             r#"{"version":2,"vms":[]}"#,

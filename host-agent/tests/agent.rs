@@ -6,7 +6,10 @@
 use std::{
     fs,
     io::{Read, Write},
-    os::unix::{fs::PermissionsExt, net::UnixStream},
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixDatagram, UnixStream},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread::sleep,
@@ -306,6 +309,52 @@ fn what_a_vm_uses_is_in_the_status_and_the_metrics() {
     assert!(description["paths"]["/metrics"]["get"]["responses"]["200"].is_object(), "{description}");
     drop(router);
     world.until("it is forgotten with the program", |world| world.status()["vms"][0]["usage"].is_null());
+}
+
+#[test]
+fn an_ephemeral_vm_leaves_nothing_when_its_agent_is_killed() {
+    let mut world = World::new();
+    world.start();
+    let add = |world: &World, body| assert_eq!(world.request("POST", "/vms", body).unwrap().0, 201);
+    add(&world, r#"{"name":"kept","kind":"controller"}"#);
+    add(&world, r#"{"name":"passing","ephemeral":true}"#);
+    world.until("its port runs", |world| world.pid("port:passing").is_some());
+    let port = world.pid("port:passing").unwrap();
+    assert!(!fs::read_to_string(world.path("s/vms.json")).unwrap().contains("passing"));
+    let left = ["r/vm/passing", "r/vsock_2049", "r/port-passing.log"];
+    assert!(left.iter().all(|path| world.path(path).exists()));
+    world.kill_agent();
+    world.start();
+    assert!(!alive(port) && left.iter().all(|path| !world.path(path).exists()));
+    let vms = world.request("GET", "/vms", "").unwrap().1;
+    assert_eq!((vms.as_array().unwrap().len(), &vms[0]["kind"]), (1, &Value::from("controller")), "{vms}");
+}
+
+#[test]
+fn the_service_manager_is_told_when_the_api_is_served_and_that_it_is_fed_and_ends() {
+    let mut world = World::new();
+    let manager = UnixDatagram::bind(world.path("notify")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let told = || {
+        let mut bytes = [0; 200];
+        let read = manager.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..read]).trim().to_owned()
+    };
+    let mut command = world.command("r", "s");
+    command.env("NOTIFY_SOCKET", world.path("notify")).env("WATCHDOG_USEC", "40000").stderr(Stdio::null());
+    world.agent = Some(command.spawn().unwrap());
+    assert_eq!(told(), "READY=1");
+    assert_eq!(world.request("GET", "/status", "").unwrap().0, 200, "ready is when it answers");
+    assert_eq!([told(), told()], ["WATCHDOG=1"; 2]);
+    world.until("QEMU runs", |world| world.pid("qemu").is_some());
+    let environment = fs::read(format!("/proc/{}/environ", world.pid("qemu").unwrap())).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains("NOTIFY_SOCKET"), "a child is no part of it");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(world.agent.as_ref().unwrap().id().try_into().unwrap()),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
+    while told() != "STOPPING=1" {}
 }
 
 #[test]

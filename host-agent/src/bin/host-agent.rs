@@ -8,7 +8,7 @@ use host_agent::{
     agent::Agent,
     api,
     config::{Options, Settings},
-    log,
+    log, notify,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -59,11 +59,14 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let socket = tokio::net::UnixListener::from_std(socket)?;
     let serving = axum::serve(socket, api::router(Arc::clone(&agent)));
     let serving = tokio::spawn(async move { serving.await });
+    notify::ready();
     tokio::select! {
+        () = notify::feed_watchdog() => {}
         () = end.wanted() => tracing::info!("asked to end"),
         _ = terminated.recv() => tracing::info!("SIGTERM"),
         _ = interrupted.recv() => tracing::info!("SIGINT"),
     }
+    notify::stopping();
     agent.end(parts).await;
     serving.abort();
     Ok(())

@@ -4,7 +4,10 @@ use std::io::Write;
 
 use serde::Serialize;
 
-use crate::status::{CircuitStatus, RouterState, Status, VmStatus, VmUsage};
+use crate::{
+    nature::Kind,
+    status::{CircuitStatus, RouterState, Status, VmStatus, VmUsage},
+};
 
 /// Prints a value as one JSON document.
 ///
@@ -60,8 +63,10 @@ pub fn vms(vms: &[VmStatus]) -> String {
         let link = if vm.link_up { "linked to the router" } else { "not linked to the router yet" };
         let optimistic = if vm.optimistic { ", optimistic" } else { "" };
         let resolve = if vm.resolve { ", names resolved" } else { "" };
+        let kind = if vm.kind == Kind::default() { String::new() } else { format!(", {}", vm.kind) };
+        let ephemeral = if vm.ephemeral { ", ephemeral" } else { "" };
         let usage = vm.usage.as_ref().map_or_else(String::new, usage);
-        format!("vm      {}: {link}{optimistic}{resolve}, socket {}{usage}", vm.name, vm.socket)
+        format!("vm      {}: {link}{kind}{ephemeral}{optimistic}{resolve}, socket {}{usage}", vm.name, vm.socket)
     };
     vms.iter().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -124,10 +129,13 @@ mod tests {
             socket: "/s".into(),
             optimistic: false,
             resolve: false,
+            kind: Kind::Application,
+            ephemeral: false,
             usage: None,
         };
         assert_eq!(vms(&[vm.clone()]), "vm      web: linked to the router, socket /s");
         (vm.optimistic, vm.resolve) = (true, true);
+        (vm.kind, vm.ephemeral) = (Kind::Utility, true);
         vm.usage = Some(VmUsage {
             flows: 3,
             circuits: 2,
@@ -138,7 +146,7 @@ mod tests {
         });
         assert_eq!(
             vms(&[vm]),
-            "vm      web: linked to the router, optimistic, names resolved, socket /s\n        \
+            "vm      web: linked to the router, utility, ephemeral, optimistic, names resolved, socket /s\n        \
              3 flows on 2 circuits, 1000 B out, 1.5 MiB in, 1 retries\n        \
              dropped or refused: checksum 5, half_open 1"
         );

@@ -5,9 +5,8 @@ use wire::VmName;
 
 use super::output;
 use crate::{
-    attach,
     client::Client,
-    status::{Attachment, CircuitStatus, NewVm, VmStatus},
+    status::{CircuitStatus, NewVm, VmStatus},
 };
 
 /// Adds a VM.
@@ -20,7 +19,9 @@ pub async fn add(client: &Client, vm: NewVm, json: bool) -> anyhow::Result<()> {
         return output::json(&vm);
     }
     let name = &vm.name;
-    output::text(&format!("added {name}: its QEMU needs the arguments that `oht vm attach {name} --qemu` prints"))
+    output::text(&format!(
+        "added {name}: run it by `oht vm run {name}`, or attach it by what `oht vm attach {name}` prints"
+    ))
 }
 
 /// Removes a VM.
@@ -39,22 +40,6 @@ pub async fn remove(client: &Client, name: &VmName, json: bool) -> anyhow::Resul
 pub async fn list(client: &Client, json: bool) -> anyhow::Result<()> {
     let vms: Vec<VmStatus> = client.get("/vms").await?;
     if json { output::json(&vms) } else { output::text(&output::vms(&vms)) }
-}
-
-/// Prints what attaches a VM: on one line for a shell, or as a JSON array.
-///
-/// # Errors
-/// When there is no such VM, or no agent.
-pub async fn attach(
-    client: &Client,
-    name: &VmName,
-    memory_mib: u32,
-    mtu: Option<u16>,
-    json: bool,
-) -> anyhow::Result<()> {
-    let mtu = mtu.map_or_else(String::new, |mtu| format!("&mtu={mtu}"));
-    let attachment: Attachment = client.get(&format!("/vms/{name}/attach?memory_mib={memory_mib}{mtu}")).await?;
-    if json { output::json(&attachment.qemu) } else { output::text(&attach::shell_line(&attachment.qemu)) }
 }
 
 /// Lists the circuits.

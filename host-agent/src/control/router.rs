@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn changes_lead_from_what_is_to_what_is_wanted() {
-        let served = |link_port| Vm { link_port, options: VmOptions::default() };
+        let served = |link_port| Vm { link_port, options: VmOptions::default(), nature: Default::default() };
         let vms =
             |all: &[(&str, u32)]| all.iter().map(|(vm, port)| (vm.parse().unwrap(), served(*port))).collect::<Vms>();
         let detach = |vm: &str| ToRouter::Detach { vm: vm.parse().unwrap() };
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(changes(&vms(&[("a", 1)]), &vms(&[("a", 3)])), [detach("a"), attach("a", 3)]);
         assert_eq!(changes(&ab, &none), [detach("a"), detach("b")]);
         let options = VmOptions { optimistic: true, resolve: false };
-        let optimistic: Vms = [("b".parse().unwrap(), Vm { link_port: 2, options })].into();
+        let optimistic: Vms = [("b".parse().unwrap(), Vm { link_port: 2, options, nature: Default::default() })].into();
         let attach = ToRouter::Attach { vm: "b".parse().unwrap(), link_port: 2, options };
         assert_eq!(changes(&vms(&[("b", 2)]), &optimistic), [detach("b"), attach]);
     }

@@ -65,7 +65,7 @@ async fn the_router_is_configured_and_follows_the_vms() {
     let world = world();
     let options = |optimistic| VmOptions { optimistic, resolve: !optimistic };
     let vms = |vm: &str, link_port, optimistic| {
-        Vms::from([(vm.parse().unwrap(), Vm { link_port, options: options(optimistic) })])
+        Vms::from([(vm.parse().unwrap(), Vm { link_port, options: options(optimistic), nature: Default::default() })])
     };
     world.vms.send_replace(vms("a", 2048, false));
     let mut router = connect(&world, Role::Router).await;
