@@ -94,6 +94,12 @@ pub(crate) fn tor_gencert() -> Result<PathBuf> {
     unpacked("tor", |path| path.ends_with("bin/tor-gencert"))
 }
 
+/// The tree of libvirt and what it needs, as its packages would lay it into `/`.
+pub(crate) fn libvirt() -> Result<PathBuf> {
+    let virsh = unpacked("libvirt", |path| path.ends_with("usr/bin/virsh"))?;
+    virsh.ancestors().nth(3).map(Path::to_owned).context("virsh is in no tree")
+}
+
 /// Debian's stock cloud kernel.
 pub(crate) fn cloud_kernel() -> Result<PathBuf> {
     unpacked("cloud-kernel", |path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))

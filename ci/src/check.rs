@@ -8,11 +8,13 @@
 //! | arrows | a crate that imports a sibling it may not import ([`arrows`]) |
 //! | files | a file named `mod.rs`, `util.rs`, …; a link in a Markdown file that leads nowhere ([`files`]) |
 //! | scripts | what `shellcheck` finds in the bash scripts; skipped where it is not installed |
+//! | units | a systemd unit that is wrong, or open beyond 2.0 by `systemd-analyze security` ([`units`]) |
 //!
 //! Every check runs, also after one has failed: one run shows everything that is to be mended.
 
 mod arrows;
 mod files;
+pub(crate) mod units;
 
 use std::{
     path::Path,
@@ -39,10 +41,11 @@ enum Outcome {
 /// A check of the checkout.
 type Check = fn(&Path) -> Result<Outcome>;
 
-const CHECKS: [(&str, Check); 6] = [
+const CHECKS: [(&str, Check); 7] = [
     ("arrows", |root| arrows::check(root).map(|()| Outcome::Passed)),
     ("files", |root| files::check(root).map(|()| Outcome::Passed)),
     ("scripts", scripts),
+    ("units", units::check),
     ("format", |root| cargo(root, &["fmt", "--all", "--check"])),
     ("clippy", |root| cargo(root, &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])),
     ("doc", |root| cargo(root, &["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"])),

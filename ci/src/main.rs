@@ -11,6 +11,7 @@
 //! | `picture` | draws what a benchmark printed | [`picture`] |
 //! | `load` | what the benchmarks' guests run | [`load`] |
 //! | `fuzz` | every fuzz target for some seconds | [`fuzz`] |
+//! | `package` | the Debian package | [`package`] |
 //! | `demo` | what a newcomer sees first | [`demo`] |
 //!
 //! This is the one program of the project that uses `anyhow` beyond `main.rs`: nobody matches on its errors, people
@@ -30,6 +31,7 @@ mod fuzz;
 mod load;
 mod netns;
 mod origin;
+mod package;
 mod picture;
 mod processes;
 mod smoke;
@@ -70,6 +72,8 @@ enum Command {
     Load(load::Args),
     /// Run every fuzz target for some seconds.
     Fuzz(fuzz::Args),
+    /// Make the Debian package of the host's side.
+    Package(package::Args),
     /// Show a virtual machine that fetches a page through the router VM and a Tor network.
     Demo(demo::Args),
 }
@@ -85,6 +89,7 @@ fn main() -> ExitCode {
         Command::Picture(args) => picture::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Package(args) => package::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match done {

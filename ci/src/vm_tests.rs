@@ -8,6 +8,8 @@
 //! | [`reach`] | what a VM reaches, what it is refused, and how |
 //! | [`transfers`] | many, and large |
 //! | [`embedded`] | the router program without a router VM |
+//! | [`libvirt`] | an ordinary user's agent and libvirt |
+//! | [`vm_run`] | a VM that the command starts |
 //! | [`resolves`] | a VM whose names are resolved |
 //! | [`programs`] | real programs in a Debian guest |
 //! | [`apart`] | VMs share no circuit, and take several; no VM reaches another |
@@ -24,12 +26,14 @@ mod doctor;
 pub(crate) mod embedded;
 mod kernel_config;
 mod kills;
+mod libvirt;
 mod programs;
 mod promise_one;
 mod reach;
 mod resolves;
 mod sockets;
 mod transfers;
+mod vm_run;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -97,6 +101,8 @@ fn all() -> Vec<Test> {
         transfers::TESTS,
         apart::TESTS,
         embedded::TESTS,
+        vm_run::TESTS,
+        libvirt::TESTS,
         resolves::TESTS,
         programs::TESTS,
         promise_one::WHILE_RUNNING,
@@ -185,6 +191,8 @@ impl<'a> Stage<'a> {
         for path in [appliance.run_dir(), appliance.state_dir()] {
             let _ = std::fs::remove_dir_all(path);
         }
+        // What an earlier run left may be of earlier sources.
+        let _ = std::fs::remove_file(dir.join("app-vm.cpio"));
         appliance.up().context("oht up")?;
         let start = |name: &str| -> Result<AppVm> {
             AppVm::start(Spec {

@@ -1,8 +1,12 @@
 #!/bin/sh
 # The guest shell's side in the VM, sourced by init.sh and debian.sh: runs what comes in on the virtio serial port. Every
 # message to the host is `TAG STATUS BYTES`, a newline, and so many bytes.
-port=/dev/vport0p1
-until [ -c "$port" ]; do sleep 0.005; done
+# Which number the port's device has depends on the devices before it.
+port=
+until [ -c "$port" ]; do
+	for port in /dev/vport*p1; do :; done
+	sleep 0.005
+done
 exec 3<>"$port"
 
 send() { # tag status file
