@@ -24,7 +24,7 @@ pub mod top;
 pub mod up;
 pub mod vm;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -32,7 +32,7 @@ use wire::VmName;
 
 use crate::{
     client::{Client, ClientError},
-    config::{Options, Settings},
+    config::{Options, SHARED_SOCKET, Settings},
     nature::Kind,
     status::{NewToken, NewVm, Status},
 };
@@ -244,12 +244,7 @@ impl Oht {
     pub async fn run(self) -> anyhow::Result<u8> {
         let (json, config) = (self.json, self.config);
         let settings = |places: Places| places.settings(config.as_deref());
-        let client = |places: Places| -> anyhow::Result<Client> {
-            let token = places.token_file.as_deref().map(token::read).transpose()?;
-            let socket = places.socket.clone();
-            let socket = socket.map_or_else(|| settings(places).map(|settings| settings.run.api()), Ok)?;
-            Ok(token.into_iter().fold(Client::new(socket), Client::with_token))
-        };
+        let client = |places: Places| places.client(config.as_deref());
         match self.what {
             What::Up { options, wait_s } => up::up(*options, config, wait_s, json).await?,
             What::Down(places) => {
@@ -328,7 +323,21 @@ impl Places {
         console::Given { config, json, places: places.into_iter().filter_map(given).collect() }
     }
 
-    fn settings(self, config: Option<&std::path::Path>) -> anyhow::Result<Settings> {
+    /// The agent: at the socket that is named, else in the run directory; else, for users who run none themselves, at
+    /// the shared socket of the system's.
+    fn client(self, config: Option<&Path>) -> anyhow::Result<Client> {
+        let token = self.token_file.as_deref().map(token::read).transpose()?;
+        let is_named = self.run_dir.is_some() || config.is_some();
+        let socket = match self.socket.clone() {
+            Some(socket) => socket,
+            None => Some(self.clone().settings(config)?.run.api())
+                .filter(|own| is_named || own.exists() || !Path::new(SHARED_SOCKET).exists())
+                .unwrap_or_else(|| SHARED_SOCKET.into()),
+        };
+        Ok(token.into_iter().fold(Client::new(socket), Client::with_token))
+    }
+
+    fn settings(self, config: Option<&Path>) -> anyhow::Result<Settings> {
         let options = Options { run_dir: self.run_dir, state_dir: self.state_dir, ..Options::default() };
         Ok(Settings::new(options, config)?)
     }

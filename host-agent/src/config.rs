@@ -18,6 +18,9 @@ use crate::{
 /// Memory of the router VM in MiB, where nothing else is said.
 pub const MEMORY_MIB: u32 = 96;
 
+/// Where the service of the system has its shared socket (systemd/agent.toml), and where `oht` looks for it.
+pub const SHARED_SOCKET: &str = "/run/onion-router-shared/api.sock";
+
 /// Options of `host-agent run` and `oht up`, and the keys of the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -21,6 +21,7 @@ oht doctor --json || true
 
 # As the service starts it.
 install -d -o oht -g oht -m 700 /run/onion-router
+install -d -o oht -g oht -m 755 /run/onion-router-shared
 as_oht="setpriv --reuid oht --regid oht --init-groups --no-new-privs --bounding-set=-all --inh-caps=-all"
 $as_oht /usr/lib/onion-router/host-agent run --config /etc/oht/agent.toml \
 	--run-dir /run/onion-router --state-dir /var/lib/onion-router >/tmp/agent.log 2>&1 &
@@ -31,6 +32,10 @@ for _ in $(seq 900); do
 	sleep 0.1
 done
 cat /tmp/status
+# A member of the group needs no option to find it; anybody else is refused.
+useradd --no-create-home --groups oht operator
+setpriv --reuid operator --regid operator --init-groups oht vm list >&2
+! setpriv --reuid nobody --regid nogroup --clear-groups oht vm list >&2
 kill $agent
 wait $agent
 dpkg --purge onion-router >&2

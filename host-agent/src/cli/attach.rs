@@ -83,8 +83,8 @@ pub(super) async fn attach(attach: Attach, config: Option<&std::path::Path>, jso
         let what = "say what the VM is attached to: --qemu, --libvirt, or --json for a program";
         return Err(Oht::command().error(ErrorKind::MissingRequiredArgument, what).into());
     }
-    let settings = places.settings(config)?;
-    let attachment = attachment(&Client::new(settings.run.api()), &name, memory_mib, mtu).await?;
+    let settings = places.clone().settings(config)?;
+    let attachment = attachment(&places.client(config)?, &name, memory_mib, mtu).await?;
     if qemu {
         return if json { output::json(&attachment.qemu) } else { output::text(&shell_line(&attachment.qemu)) };
     }

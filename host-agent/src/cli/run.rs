@@ -90,7 +90,7 @@ pub(super) async fn run(run: Run, config: Option<&Path>) -> anyhow::Result<u8> {
     let program = Programs::new(&settings.programs).find(programs::QEMU)?;
     qemu::version::check(&program).await?;
     let accelerator = qemu::accel::choose(run.accel, &program).await.accelerator;
-    let client = Client::new(settings.run.api());
+    let client = run.places.clone().client(config)?;
     add(&client, &run).await?;
     let ended = async {
         let attachment = attachment(&client, &run.name, run.memory_mib, run.mtu).await?;
