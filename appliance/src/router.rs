@@ -11,6 +11,7 @@ use wire::{
     VMS_MAX, VmName,
     control::{FromRouter, ToRouter},
     network::TorNetwork,
+    onion::Onions,
 };
 
 use crate::{
@@ -114,6 +115,7 @@ impl Router {
                 self.latest.forget(&vm);
                 Ok(())
             }
+            ToRouter::Onions { vm, onions } => self.set_onions(&vm, onions),
             ToRouter::PortEnded { vm } => {
                 if let Some(attached) = self.vms.get(&vm) {
                     attached.connect_again();
@@ -160,6 +162,15 @@ impl Router {
         let attached = vm::attach(vm.clone(), terms, onion, self.reports.clone());
         self.vms.insert(vm, attached);
         Ok(())
+    }
+
+    fn set_onions(&mut self, vm: &VmName, onions: Onions) -> Result<(), String> {
+        let (Some((_, onion)), Some(attached)) = (&self.tor, self.vms.get_mut(vm)) else {
+            return Err(format!("onion services of {vm}: it is not attached"));
+        };
+        let done = attached.set_onions(onion, vm, onions, &self.reports);
+        self.latest.retain_services(vm, |service| attached.has_service(service));
+        done
     }
 
     fn usage(&self) -> FromRouter {

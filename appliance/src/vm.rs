@@ -7,7 +7,7 @@ use tokio::{
     task::AbortHandle,
 };
 use vhost_net_onion::{
-    Session, Stats, StreamCarrier, TorEgress,
+    Inbound, Session, Stats, StreamCarrier, TorEgress,
     gateway::Config,
     onion::{CircuitInfo, Onion, VmClient},
 };
@@ -15,9 +15,15 @@ use wire::{
     VmName,
     control::{FromRouter, VmOptions, VmUsage},
     hello::{Hello, Role},
+    onion::{Onions, ServiceName},
 };
 
-use crate::{panics, tor::causes, vsock};
+use crate::{
+    panics,
+    services::{Around, Services},
+    tor::causes,
+    vsock,
+};
 
 /// How long to wait before a link that ended is connected again; the host keeps the socket while the port restarts, so
 /// this only keeps a port that ends at once from being asked without pause.
@@ -41,6 +47,8 @@ pub(crate) struct AttachedVm {
     stats: Arc<Stats>,
     client: VmClient,
     link_is_dead: Arc<Notify>,
+    inbound: Arc<Inbound>,
+    services: Services,
     task: AbortHandle,
 }
 
@@ -57,6 +65,27 @@ impl AttachedVm {
             bytes_to_vm: stats.bytes_to_vm,
             drops: stats.drops.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
         }
+    }
+
+    /// These are the VM's services, and those it may reach.
+    ///
+    /// # Errors
+    /// Says what failed, in words.
+    pub(crate) fn set_onions(
+        &mut self,
+        onion: &Onion,
+        vm: &VmName,
+        onions: Onions,
+        reports: &mpsc::Sender<FromRouter>,
+    ) -> Result<(), String> {
+        onions.check().map_err(|error| format!("onion services of {vm}: {error}"))?;
+        self.client.authorise(&onions.authorised);
+        self.services.set(&Around { onion, vm, inbound: &self.inbound, reports }, onions.services)
+    }
+
+    /// Whether the VM has such a service.
+    pub(crate) fn has_service(&self, service: &ServiceName) -> bool {
+        self.services.contains(service)
     }
 
     /// The port at the other end of the link is gone: the link is connected again, the VM's connections go on.
@@ -77,7 +106,7 @@ pub(crate) fn attach(vm: VmName, terms: Terms, onion: &Onion, reports: mpsc::Sen
     // Outlives a session that crashed, as do its circuits.
     let client = onion.vm_client(terms.options.optimistic);
     client.prepare();
-    let link_is_dead = Arc::<Notify>::default();
+    let (link_is_dead, inbound) = (Arc::<Notify>::default(), Arc::<Inbound>::default());
     let served = Vm {
         name: vm,
         terms,
@@ -85,9 +114,10 @@ pub(crate) fn attach(vm: VmName, terms: Terms, onion: &Onion, reports: mpsc::Sen
         reports,
         stats: Arc::clone(&stats),
         link_is_dead: Arc::clone(&link_is_dead),
+        inbound: Arc::clone(&inbound),
     };
     let task = tokio::spawn(served.serve()).abort_handle();
-    AttachedVm { terms, stats, client, link_is_dead, task }
+    AttachedVm { terms, stats, client, link_is_dead, inbound, services: Services::default(), task }
 }
 
 #[derive(Clone)]
@@ -98,6 +128,7 @@ struct Vm {
     reports: mpsc::Sender<FromRouter>,
     stats: Arc<Stats>,
     link_is_dead: Arc<Notify>,
+    inbound: Arc<Inbound>,
 }
 
 impl Vm {
@@ -118,7 +149,8 @@ impl Vm {
         let egress = TorEgress::new(self.client.clone(), self.observer());
         let VmOptions { optimistic, resolve } = self.terms.options;
         let config = Config { optimistic, resolve, ..Config::default() };
-        let mut session = Session::new(egress, config, seed, Arc::clone(&self.stats));
+        let session = Session::new(egress, config, seed, Arc::clone(&self.stats));
+        let mut session = session.with_inbound(Arc::clone(&self.inbound));
         let (ours, theirs) =
             (Hello::for_vm(Role::Router, self.name.clone()), Hello::for_vm(Role::Port, self.name.clone()));
         loop {

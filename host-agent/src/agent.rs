@@ -7,6 +7,8 @@
 //!
 //! The locks come first: from then on every socket in the run directory is ours or stale.
 
+mod onions;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -29,12 +31,14 @@ use wire::{
     control::{ToRouter, VmOptions},
 };
 
+use self::onions::OnionState;
 use crate::{
     children::Children,
     config::{ConfigError, Settings},
     control::Control,
     lock::{self, Lock, LockError},
     model::Model,
+    onion_services::{ServiceError, ServiceTable, Wanted},
     paths::PathError,
     programs::{self, Programs},
     router_vm::{RouterVm, words},
@@ -57,6 +61,9 @@ pub enum AgentError {
     /// The VM table does not do it.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// An onion service cannot be had or changed.
+    #[error(transparent)]
+    Onion(#[from] ServiceError),
     /// A socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -84,6 +91,7 @@ pub struct Agent {
     /// Held while a VM is added or removed, so that these happen one after the other.
     changing: tokio::sync::Mutex<BTreeMap<VmName, Port>>,
     vms: watch::Sender<Vms>,
+    onions: Mutex<OnionState>,
     control: Control,
     end: Stopper,
     _locks: [Lock; 2],
@@ -120,6 +128,7 @@ impl Agent {
         qemu::version::check(&qemu).await?;
         let network = settings.network()?;
         let table = VmTable::load(&settings.state.vms())?;
+        let services = ServiceTable::load(&settings.state.onions())?;
 
         let shared = Shared::new(Model::default(), Children::open(settings.state.children()));
         let predecessors = shared.end_predecessors().await;
@@ -136,7 +145,8 @@ impl Agent {
 
         let api = sockets::listen(&settings.run.api())?;
         let (vms, watched) = watch::channel(Vms::new());
-        let control = Control::new(shared.clone(), network, watched, settings.state.relays());
+        let (onions, onions_watched) = watch::channel(Wanted::new());
+        let control = Control::new(shared.clone(), network, watched, onions_watched, settings.state.relays());
         let listener = asynchronous(sockets::listen(&settings.run.vsock_port(CONTROL_PORT))?)?;
         let (uplink_stopper, uplink_stop) = Stopper::new();
         let uplink_listener = sockets::listen(&settings.run.vsock_port(UPLINK_PORT))?;
@@ -149,12 +159,14 @@ impl Agent {
             table: Mutex::new(VmTable::default()),
             changing: tokio::sync::Mutex::default(),
             vms,
+            onions: Mutex::new(OnionState::new(services, table.all(), onions)),
             control: control.clone(),
             end,
             settings: settings.clone(),
             _locks: locks,
         };
         agent.adopt(table).await;
+        agent.adopt_onions();
         let allowed = control.allowed();
         let serving = tokio::spawn(control.clone().serve(listener));
         let uplink = uplink(settings.clone(), programs.clone(), uplink_listener, allowed, control.clone());
@@ -217,6 +229,7 @@ impl Agent {
         if let Some(port) = ports.remove(vm) {
             port.end().await;
         }
+        self.forget_onions(vm);
         self.shared.model().vm_removed(vm);
         self.remove_sockets(vm, link_port);
         Ok(())

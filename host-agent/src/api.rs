@@ -4,6 +4,7 @@
 //! document (RFC 9457), those of the framework too. Bodies are bounded by [`BODY_BYTES_MAX`].
 
 mod object;
+mod onions;
 pub mod problem;
 
 use std::sync::Arc;
@@ -48,6 +49,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .routes(routes!(vm_list, vm_add))
         .routes(routes!(vm_remove))
         .routes(routes!(vm_attachment))
+        .merge(onions::routes())
         .routes(routes!(circuits))
         .routes(routes!(shut_down))
         .split_for_parts();

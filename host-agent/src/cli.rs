@@ -8,6 +8,7 @@
 //! | 3 | the agent is not running |
 
 pub mod doctor;
+mod onion;
 pub mod output;
 pub mod up;
 pub mod vm;
@@ -69,6 +70,11 @@ enum What {
     Vm {
         #[command(subcommand)]
         what: Vm,
+    },
+    /// Onion services of VMs.
+    Onion {
+        #[command(subcommand)]
+        what: Box<onion::Onion>,
     },
     /// Write the man pages.
     Man {
@@ -178,6 +184,7 @@ impl Oht {
                     vm::attach(&client(places)?, &name, memory_mib, mtu, json).await?;
                 }
             },
+            What::Onion { what } => what.run(client, json).await?,
             What::Man { directory } => clap_mangen::generate_to(Oht::command(), directory)?,
             What::Completions { shell } => completions(shell),
         }

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! Init:   hello ─► Provision ─► (Ready | Failure | ProgramEnded)* ─► PowerOff ─► PoweringOff ─► closed by us
-//! Router: hello ─► Configure ─► Attach for each VM ─► Attach/Detach as VMs come and go; notices and reports at any time
+//! Router: hello ─► Configure ─► Attach, Onions for each VM ─► Attach, Detach, Onions as things change; notices and reports at any time
 //! ```
 
 mod init;
@@ -35,6 +35,7 @@ use wire::{
 
 use crate::{
     greeting::{self, GreetingError},
+    onion_services::Wanted,
     relays::Relays,
     router_vm::words,
     supervise::Shared,
@@ -55,6 +56,7 @@ struct Inner {
     shared: Shared,
     network: TorNetwork,
     vms: watch::Receiver<Vms>,
+    onions: watch::Receiver<Wanted>,
     relays: Mutex<Relays>,
     relays_kept: PathBuf,
     allowed: watch::Sender<Vec<u8>>,
@@ -84,16 +86,33 @@ enum SessionError {
 }
 
 impl Control {
-    /// Control for `network` and `vms`; the relays' allow list of before is at `relays_kept`.
+    /// Control for `network`, `vms` and their `onions`; the relays' allow list of before is at `relays_kept`.
     #[must_use]
-    pub fn new(shared: Shared, network: TorNetwork, vms: watch::Receiver<Vms>, relays_kept: PathBuf) -> Control {
+    pub fn new(
+        shared: Shared,
+        network: TorNetwork,
+        vms: watch::Receiver<Vms>,
+        onions: watch::Receiver<Wanted>,
+        relays_kept: PathBuf,
+    ) -> Control {
         let relays = Relays::load(network.clone(), &relays_kept);
         let (allowed, _) = watch::channel(relays.line());
         let (power_off, _) = watch::channel(false);
         let (notices, _) = broadcast::channel(NOTICES_MAX);
         let relays = Mutex::new(relays);
         let sessions = Mutex::default();
-        Control(Arc::new(Inner { shared, network, vms, relays, relays_kept, allowed, power_off, notices, sessions }))
+        Control(Arc::new(Inner {
+            shared,
+            network,
+            vms,
+            onions,
+            relays,
+            relays_kept,
+            allowed,
+            power_off,
+            notices,
+            sessions,
+        }))
     }
 
     /// Tells the router what it should know now; not one that connects later, for which it is no news.

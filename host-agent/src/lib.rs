@@ -3,7 +3,7 @@
 //! The daemon starts and watches the router VM (QEMU, vsock device, virtiofsd: [`router_vm`]), the uplink ([`uplink`])
 //! and one port per VM ([`agent`]), each started again when it ends ([`supervise`]). It tells the router which network
 //! to use and which VMs to serve ([`control`]), and serves an HTTP API on an AF_UNIX socket ([`api`]), which the command
-//! uses ([`client`], [`cli`]). It opens no network socket and never reads a frame.
+//! uses ([`client`], [`cli`]). Onion services of VMs are defined here ([`onion_services`]) and run by the router. It opens no network socket and never reads a frame.
 //!
 //! Invariants:
 //! - One agent for each run directory and each state directory ([`lock`]).
@@ -28,6 +28,7 @@ pub mod lock;
 pub mod log;
 pub mod metrics;
 pub mod model;
+pub mod onion_services;
 pub mod paths;
 pub mod pidfd;
 pub mod programs;

@@ -11,6 +11,7 @@ use std::{
 use wire::{
     VmName,
     control::{FromRouter, VmOptions},
+    onion::{Reachability, ServiceName},
 };
 
 use crate::{
@@ -43,6 +44,7 @@ pub struct Model {
     pub tor: TorStatus,
     processes: BTreeMap<String, Process>,
     vms: BTreeMap<VmName, Vm>,
+    services: BTreeMap<(VmName, ServiceName), (Reachability, String)>,
     circuits: VecDeque<CircuitStatus>,
     failures: VecDeque<String>,
     failures_total: u64,
@@ -85,7 +87,7 @@ impl Model {
     /// Notes a failure, for `oht status` and the log.
     pub fn failure(&mut self, what: impl Into<String>) {
         let what: String = what.into();
-        let what: String = what.chars().filter(|c| !c.is_control()).take(FAILURE_BYTES_MAX).collect();
+        let what = shown(&what);
         tracing::warn!("{what}");
         self.failures_total += 1;
         if self.failures.len() == FAILURES_MAX {
@@ -144,6 +146,7 @@ impl Model {
         for vm in self.vms.values_mut() {
             (vm.link_up, vm.usage) = (false, None);
         }
+        self.services.values_mut().for_each(|service| *service = Default::default());
         self.circuits.clear();
         self.router.resident_kib = None;
         self.router.flows = None;
@@ -158,6 +161,23 @@ impl Model {
     pub fn vm_removed(&mut self, vm: &VmName) {
         self.vms.remove(vm);
         self.circuits.retain(|circuit| circuit.vm != vm.as_str());
+        self.services.retain(|(of, _), _| of != vm);
+    }
+
+    /// An onion service was defined.
+    pub fn service_added(&mut self, vm: VmName, service: ServiceName) {
+        self.services.insert((vm, service), Default::default());
+    }
+
+    /// An onion service is gone.
+    pub fn service_removed(&mut self, vm: &VmName, service: &ServiceName) {
+        self.services.remove(&(vm.clone(), service.clone()));
+    }
+
+    /// What the router has found of an onion service.
+    #[must_use]
+    pub fn service(&self, vm: &VmName, service: &ServiceName) -> (Reachability, String) {
+        self.services.get(&(vm.clone(), service.clone())).cloned().unwrap_or_default()
     }
 
     /// Takes a message of the router, except its relays, which are not for showing.
@@ -184,6 +204,11 @@ impl Model {
                 self.router.resident_kib = Some(resident_kib);
                 self.router.available_kib = Some(available_kib);
                 self.router.flows = Some(flows);
+            }
+            FromRouter::Service { vm, service, reachability, status } => {
+                if let Some(known) = self.services.get_mut(&(vm, service)) {
+                    *known = (reachability, shown(&status));
+                }
             }
             FromRouter::Failure { what } => self.failure(format!("router: {what}")),
         }
@@ -275,6 +300,11 @@ impl Model {
         };
         self.vms.iter().map(status).collect()
     }
+}
+
+/// What the router says, as far as it is shown.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(FAILURE_BYTES_MAX).collect()
 }
 
 #[cfg(test)]

@@ -1,9 +1,13 @@
 //! What the API says, as it stands in JSON. The agent writes these, `oht` reads them.
 
+mod onions;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use onions::{NewAuthorisation, NewOnionService, OnionServiceStatus};
 
 /// How everything is.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -7,7 +7,9 @@ use axum::{
 };
 use tokio::task::JoinError;
 
-use crate::{agent::AgentError, router_vm::words, status::Problem, vms::VmError};
+use wire::onion::TermsError;
+
+use crate::{agent::AgentError, onion_services::ServiceError, router_vm::words, status::Problem, vms::VmError};
 
 /// A request that failed.
 #[derive(Debug)]
@@ -37,10 +39,22 @@ impl From<AgentError> for Failed {
         let status = match &error {
             AgentError::Vm(VmError::Exists(_) | VmError::Full) | AgentError::Socket(_) => StatusCode::CONFLICT,
             AgentError::Vm(VmError::Unknown(_)) => StatusCode::NOT_FOUND,
+            AgentError::Onion(error) => onion_status(error),
             AgentError::Path(crate::paths::PathError::Long { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Failed::new(status, words(&error))
+    }
+}
+
+fn onion_status(error: &ServiceError) -> StatusCode {
+    match error {
+        ServiceError::Exists(..) | ServiceError::Terms(TermsError::Services | TermsError::Authorised) => {
+            StatusCode::CONFLICT
+        }
+        ServiceError::Unknown(..) | ServiceError::NotAuthorised(..) => StatusCode::NOT_FOUND,
+        ServiceError::Terms(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        ServiceError::File { .. } | ServiceError::Content { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

@@ -3,7 +3,10 @@
 use std::time::Instant;
 
 use tempfile::TempDir;
-use wire::control::{FromInit, FromRouter, ToInit, ToRouter, VmOptions};
+use wire::{
+    control::{FromInit, FromRouter, ToInit, ToRouter, VmOptions},
+    onion::{OnionAddress, Onions},
+};
 
 use super::*;
 use crate::{children::Children, model::Model, status::RouterState, vms::Vm};
@@ -13,6 +16,7 @@ struct World {
     shared: Shared,
     control: Control,
     vms: watch::Sender<Vms>,
+    onions: watch::Sender<Wanted>,
 }
 
 fn world() -> World {
@@ -20,10 +24,11 @@ fn world() -> World {
     let shared = Shared::new(Model::default(), Children::open(dir.path().join("children.json")));
     let network = TorNetwork { name: "t".into(), authorities: vec![], caches: vec![], local_addresses: true };
     let (vms, watched) = watch::channel(Vms::new());
-    let control = Control::new(shared.clone(), network, watched, dir.path().join("relays.json"));
+    let (onions, onions_watched) = watch::channel(Wanted::new());
+    let control = Control::new(shared.clone(), network, watched, onions_watched, dir.path().join("relays.json"));
     let listener = UnixListener::bind(dir.path().join("s")).unwrap();
     tokio::spawn(control.clone().serve(listener));
-    World { dir, shared, control, vms }
+    World { dir, shared, control, vms, onions }
 }
 
 async fn connect(world: &World, role: Role) -> UnixStream {
@@ -73,14 +78,22 @@ async fn the_router_is_configured_and_follows_the_vms() {
     let attach = |vm: &str, link_port, optimistic| {
         Some(ToRouter::Attach { vm: vm.parse().unwrap(), link_port, options: options(optimistic) })
     };
+    let onions = |vm: &str, onions: &Onions| Some(ToRouter::Onions { vm: vm.parse().unwrap(), onions: onions.clone() });
     assert_eq!(read(&mut router).await.unwrap(), attach("a", 2048, false));
+    assert_eq!(read(&mut router).await.unwrap(), onions("a", &Onions::default()));
+    let mut some = Onions::default();
+    some.authorised.insert(OnionAddress::of(&[1; 32]), [2; 32].into());
+    world.onions.send_replace([("a".parse().unwrap(), some.clone()), ("b".parse().unwrap(), some.clone())].into());
+    assert_eq!(read(&mut router).await.unwrap(), onions("a", &some));
     world.vms.send_replace(vms("b", 2049, true));
     assert_eq!(read(&mut router).await.unwrap(), Some(ToRouter::Detach { vm: "a".parse().unwrap() }));
     assert_eq!(read(&mut router).await.unwrap(), attach("b", 2049, true));
+    assert_eq!(read(&mut router).await.unwrap(), onions("b", &some));
     // A restarted program begins anew, and the connection before it is closed.
     let mut again = connect(&world, Role::Router).await;
     assert!(matches!(read(&mut again).await.unwrap(), Some(ToRouter::Configure { .. })));
     assert_eq!(read(&mut again).await.unwrap(), attach("b", 2049, true));
+    assert_eq!(read(&mut again).await.unwrap(), onions("b", &some));
     assert_eq!(read::<ToRouter>(&mut router).await.unwrap(), None);
 }
 
