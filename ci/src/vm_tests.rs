@@ -6,6 +6,7 @@
 //! | module | tests |
 //! | --- | --- |
 //! | [`reach`] | what a VM reaches, what it is refused, and how |
+//! | [`onions`] | onion services that VMs publish |
 //! | [`transfers`] | many, and large |
 //! | [`embedded`] | the router program without a router VM |
 //! | [`resolves`] | a VM whose names are resolved |
@@ -24,6 +25,7 @@ mod doctor;
 pub(crate) mod embedded;
 mod kernel_config;
 mod kills;
+mod onions;
 mod programs;
 mod promise_one;
 mod reach;
@@ -94,6 +96,7 @@ pub(crate) struct Stage<'a> {
 fn all() -> Vec<Test> {
     [
         reach::TESTS,
+        onions::TESTS,
         transfers::TESTS,
         apart::TESTS,
         embedded::TESTS,
