@@ -9,14 +9,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{LEASE_TIME, Stage, Tests};
-use crate::{app_vm::AppVm, world::appliance::said};
+use crate::{app_vm::AppVm, processes, world::appliance::said};
 
 pub(super) const TESTS: Tests = &[
     ("onion_service_of_a_vm_answers_another", answers),
     ("onion_service_with_clients_wants_their_key", wants_key),
+    ("onion_service_survives_the_router", survives),
     ("onion_service_leaves_no_key_in_the_state", leaves_no_key),
 ];
 
@@ -36,8 +38,7 @@ fn answers(stage: &mut Stage<'_>) -> Result<String> {
         until(PATIENCE, || fetches(&stage.b, &onion)).context("the other VM gets no page")?;
         let after = began.elapsed();
         until(PATIENCE, || Ok(reachability(stage, "site")? == "reachable")).context("it never counts as reachable")?;
-        let c_tor = || Ok(stage.world.fetch_by_c_tor(&format!("http://{onion}/"))?.stdout.starts_with(PAGE.as_bytes()));
-        until(PATIENCE, c_tor).context("C tor gets no page")?;
+        until(PATIENCE, || fetches_by_c_tor(stage, &onion)).context("C tor gets no page")?;
         for (port, why) in [(81, "where the VM listens on nothing"), (82, "that the service does not have")] {
             let answer = stage.b.run(&format!("nc -w 30 {onion} {port} </dev/null"), MINUTE)?;
             ensure!(answer.output.contains("Connection refused"), "port {port}, {why}: {}", answer.output);
@@ -78,6 +79,26 @@ fn wants_key(stage: &mut Stage<'_>) -> Result<String> {
         Ok(format!("a page {:.1} s after the key was given", after.as_secs_f64()))
     })();
     stage.appliance.oht(&["onion", "unpublish", "a", "private"])?;
+    seen
+}
+
+/// The router VM is killed, and the service is back under its address, for clients that knew it before too.
+fn survives(stage: &mut Stage<'_>) -> Result<String> {
+    prepare(stage)?;
+    let onion = publish(stage, &["80:8080", "--name", "lasting"])?;
+    let seen = (|| {
+        let c_tor = || fetches_by_c_tor(stage, &onion);
+        until(PATIENCE, c_tor).context("C tor gets no page")?;
+        let old = stage.appliance.pid("qemu")?;
+        processes::signal(old, Signal::SIGKILL);
+        until(MINUTE, || Ok(stage.appliance.pid("qemu").is_ok_and(|pid| pid != old))).context("no new router VM")?;
+        let began = Instant::now();
+        until(PATIENCE, || fetches(&stage.b, &onion)).context("the other VM gets no page any more")?;
+        let after = began.elapsed();
+        until(PATIENCE, c_tor).context("C tor, which knew the service before, gets no page any more")?;
+        Ok(format!("a page {:.1} s after QEMU was started again", after.as_secs_f64()))
+    })();
+    stage.appliance.oht(&["onion", "unpublish", "a", "lasting"])?;
     seen
 }
 
@@ -150,6 +171,10 @@ fn authorise(stage: &Stage<'_>, onion: &str, line: &str) -> Result<()> {
 fn fetches(vm: &AppVm, onion: &str) -> Result<bool> {
     let answer = vm.run(&format!("timeout 30 wget -q -O - http://{onion}/"), MINUTE)?;
     Ok(answer.output.contains(PAGE))
+}
+
+fn fetches_by_c_tor(stage: &Stage<'_>, onion: &str) -> Result<bool> {
+    Ok(stage.world.fetch_by_c_tor(&format!("http://{onion}/"))?.stdout.starts_with(PAGE.as_bytes()))
 }
 
 fn until(patience: Duration, done: impl Fn() -> Result<bool>) -> Result<()> {
