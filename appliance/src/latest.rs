@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use wire::{VmName, control::FromRouter};
+use wire::{VmName, control::FromRouter, onion::ServiceName};
 
 /// What the router has last said of itself.
 #[derive(Default)]
@@ -10,6 +10,7 @@ pub(crate) struct Latest {
     bootstrap: Option<FromRouter>,
     relays: Option<FromRouter>,
     links: BTreeMap<VmName, FromRouter>,
+    services: BTreeMap<(VmName, ServiceName), FromRouter>,
 }
 
 impl Latest {
@@ -19,6 +20,9 @@ impl Latest {
             FromRouter::Bootstrap { .. } => self.bootstrap = Some(report.clone()),
             FromRouter::Relays { .. } => self.relays = Some(report.clone()),
             FromRouter::Link { vm, .. } => drop(self.links.insert(vm.clone(), report.clone())),
+            FromRouter::Service { vm, service, .. } => {
+                self.services.insert((vm.clone(), service.clone()), report.clone());
+            }
             FromRouter::Stream { .. }
             | FromRouter::RoutesApplied { .. }
             | FromRouter::Usage { .. }
@@ -29,10 +33,16 @@ impl Latest {
     /// Forgets a VM.
     pub(crate) fn forget(&mut self, vm: &VmName) {
         self.links.remove(vm);
+        self.services.retain(|(of, _), _| of != vm);
+    }
+
+    /// Forgets the services of a VM but those to be kept.
+    pub(crate) fn retain_services(&mut self, vm: &VmName, is_kept: impl Fn(&ServiceName) -> bool) {
+        self.services.retain(|(of, service), _| of != vm || is_kept(service));
     }
 
     /// Everything that a newcomer must know. The relays come first: nothing may be dialled without them.
     pub(crate) fn all(&self) -> impl Iterator<Item = &FromRouter> {
-        self.relays.iter().chain(&self.bootstrap).chain(self.links.values())
+        self.relays.iter().chain(&self.bootstrap).chain(self.links.values()).chain(self.services.values())
     }
 }

@@ -9,6 +9,7 @@ mod latest;
 mod panics;
 mod router;
 mod self_test;
+mod services;
 mod tor;
 mod usage;
 mod vm;

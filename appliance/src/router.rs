@@ -17,6 +17,7 @@ use wire::{
     VMS_MAX, VmName,
     control::{COUNTRY_ADDRESSES_MAX, FromRouter, ToRouter},
     network::TorNetwork,
+    onion::Onions,
     route::{Assembly, Country, RouteTable, RoutesPart},
 };
 
@@ -137,6 +138,7 @@ impl Router {
                 self.latest.forget(&vm);
                 Ok(())
             }
+            ToRouter::Onions { vm, onions } => self.set_onions(&vm, onions),
             ToRouter::PortEnded { vm } => {
                 if let Some(attached) = self.vms.get(&vm) {
                     attached.connect_again();
@@ -207,6 +209,15 @@ impl Router {
         let attached = vm::attach(vm.clone(), link_port, routes.for_vm(&vm), onion, self.reports.clone());
         self.vms.insert(vm, attached);
         Ok(())
+    }
+
+    fn set_onions(&mut self, vm: &VmName, onions: Onions) -> Result<(), String> {
+        let (Some((_, onion)), Some(attached)) = (&self.tor, self.vms.get_mut(vm)) else {
+            return Err(format!("onion services of {vm}: it is not attached"));
+        };
+        let done = attached.set_onions(onion, vm, onions, &self.reports);
+        self.latest.retain_services(vm, |service| attached.has_service(service));
+        done
     }
 
     fn usage(&self) -> FromRouter {

@@ -7,7 +7,7 @@ use tokio::{
     task::AbortHandle,
 };
 use vhost_net_onion::{
-    Session, Stats, StreamCarrier, TorEgress, VmRouting,
+    Inbound, Session, Stats, StreamCarrier, TorEgress, VmRouting,
     gateway::Config,
     onion::{CircuitInfo, Onion, VmClient},
 };
@@ -15,10 +15,16 @@ use wire::{
     VmName,
     control::{FromRouter, VmUsage},
     hello::{Hello, Role},
+    onion::{Onions, ServiceName},
     route::VmRoutes,
 };
 
-use crate::{panics, tor::causes, vsock};
+use crate::{
+    panics,
+    services::{Around, Services},
+    tor::causes,
+    vsock,
+};
 
 /// How long to wait before a link that ended is connected again; the host keeps the socket while the port restarts, so
 /// this only keeps a port that ends at once from being asked without pause.
@@ -36,6 +42,8 @@ pub(crate) struct AttachedVm {
     stats: Arc<Stats>,
     client: VmClient,
     link_is_dead: Arc<Notify>,
+    inbound: Arc<Inbound>,
+    services: Services,
     task: AbortHandle,
 }
 
@@ -52,6 +60,27 @@ impl AttachedVm {
             bytes_to_vm: stats.bytes_to_vm,
             drops: stats.drops.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
         }
+    }
+
+    /// These are the VM's services, and those it may reach.
+    ///
+    /// # Errors
+    /// Says what failed, in words.
+    pub(crate) fn set_onions(
+        &mut self,
+        onion: &Onion,
+        vm: &VmName,
+        onions: Onions,
+        reports: &mpsc::Sender<FromRouter>,
+    ) -> Result<(), String> {
+        onions.check().map_err(|error| format!("onion services of {vm}: {error}"))?;
+        self.client.authorise(&onions.authorised);
+        self.services.set(&Around { onion, vm, inbound: &self.inbound, reports }, onions.services)
+    }
+
+    /// Whether the VM has such a service.
+    pub(crate) fn has_service(&self, service: &ServiceName) -> bool {
+        self.services.contains(service)
     }
 
     /// The port at the other end of the link is gone: the link is connected again, the VM's connections go on.
@@ -79,6 +108,7 @@ pub(crate) fn attach(
     let client = onion.vm_client();
     client.prepare();
     let (routing, link_is_dead) = (VmRouting::new(routes), Arc::<Notify>::default());
+    let inbound = Arc::<Inbound>::default();
     let served = Vm {
         name: vm,
         link_port,
@@ -87,9 +117,11 @@ pub(crate) fn attach(
         reports,
         stats: Arc::clone(&stats),
         link_is_dead: Arc::clone(&link_is_dead),
+        inbound: Arc::clone(&inbound),
     };
     let task = tokio::spawn(served.serve()).abort_handle();
-    AttachedVm { link_port, routing, stats, client, link_is_dead, task }
+    let services = Services::default();
+    AttachedVm { link_port, routing, stats, client, link_is_dead, inbound, services, task }
 }
 
 #[derive(Clone)]
@@ -101,6 +133,7 @@ struct Vm {
     reports: mpsc::Sender<FromRouter>,
     stats: Arc<Stats>,
     link_is_dead: Arc<Notify>,
+    inbound: Arc<Inbound>,
 }
 
 impl Vm {
@@ -120,7 +153,8 @@ impl Vm {
         getrandom::fill(&mut seed).expect("the kernel has randomness once user space runs");
         let egress = TorEgress::new(self.client.clone(), self.routing.clone(), self.observer());
         let config = Config { policy: Arc::new(self.routing.clone()), ..Config::default() };
-        let mut session = Session::new(egress, config, seed, Arc::clone(&self.stats));
+        let session = Session::new(egress, config, seed, Arc::clone(&self.stats));
+        let mut session = session.with_inbound(Arc::clone(&self.inbound));
         let (ours, theirs) =
             (Hello::for_vm(Role::Router, self.name.clone()), Hello::for_vm(Role::Port, self.name.clone()));
         loop {

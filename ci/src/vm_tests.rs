@@ -6,6 +6,7 @@
 //! | module | tests |
 //! | --- | --- |
 //! | [`reach`] | what a VM reaches, what it is refused, and how |
+//! | [`onions`] | onion services that VMs publish |
 //! | [`transfers`] | many, and large |
 //! | [`embedded`] | the router program without a router VM |
 //! | [`libvirt`] | an ordinary user's agent and libvirt |
@@ -28,6 +29,7 @@ pub(crate) mod embedded;
 mod kernel_config;
 mod kills;
 mod libvirt;
+mod onions;
 mod programs;
 mod promise_one;
 mod reach;
@@ -100,6 +102,7 @@ pub(crate) struct Stage<'a> {
 fn all() -> Vec<Test> {
     [
         reach::TESTS,
+        onions::TESTS,
         transfers::TESTS,
         apart::TESTS,
         embedded::TESTS,

@@ -18,6 +18,7 @@ pub(crate) mod servers;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Output,
 };
 
 use anyhow::{Context as _, Result};
@@ -98,6 +99,17 @@ impl World {
         origin::visits(&servers::origin_record(&self.dir))
     }
 
+    /// What a client in the namespace of the relays gets through C tor's SOCKS.
+    ///
+    /// # Errors
+    /// When there are no namespaces, or no curl.
+    pub(crate) fn fetch_by_c_tor(&self, url: &str) -> Result<Output> {
+        let tor = &self.namespaces.as_ref().context("the world has no namespaces")?.tor;
+        let socks = self.tor.socks().to_string();
+        let mut curl = tor.command("curl");
+        curl.args(["-s", "-S", "-m", "20", "--socks5-hostname", &socks, url]).output().context("cannot start curl")
+    }
+
     /// Lets everything go on after this program.
     pub(crate) fn leave(self) {
         self.tor.leave();
@@ -109,32 +121,25 @@ impl World {
 mod tests {
     use super::*;
 
-    /// What a client in the namespace of the relays gets through C tor's SOCKS.
-    fn fetch(world: &World, url: &str) -> std::process::Output {
-        let tor = &world.namespaces.as_ref().unwrap().tor;
-        let socks = world.tor.socks().to_string();
-        tor.command("curl").args(["-s", "-S", "-m", "20", "--socks5-hostname", &socks, url]).output().unwrap()
-    }
-
     #[test]
     #[ignore = "needs root: `cargo test -p ci -- --ignored`"]
     fn c_tor_fetches_through_a_world_in_namespaces() {
         let dir = tempfile::tempdir().unwrap();
         let world = World::in_namespaces(dir.path()).unwrap();
-        let mut fetched = fetch(&world, "http://origin.test:8080/");
+        let mut fetched = world.fetch_by_c_tor("http://origin.test:8080/").unwrap();
         for _ in 0..10 {
             if fetched.status.success() {
                 break;
             }
-            fetched = fetch(&world, "http://origin.test:8080/");
+            fetched = world.fetch_by_c_tor("http://origin.test:8080/").unwrap();
         }
         assert_eq!(fetched.stdout, origin::page(), "{}", String::from_utf8_lossy(&fetched.stderr));
         assert!(world.visits().last().unwrap().by.as_ref().unwrap().starts_with("exit"));
         for nowhere in ["http://origin.test:9/", "http://nx.test:8080/", "http://unroutable.test/"] {
-            assert!(!fetch(&world, nowhere).status.success());
+            assert!(!world.fetch_by_c_tor(nowhere).unwrap().status.success());
         }
         let onion = format!("http://{}/", world.tor.onion().unwrap());
-        assert!((0..10).any(|_| fetch(&world, &onion).stdout == origin::page()));
+        assert!((0..10).any(|_| world.fetch_by_c_tor(&onion).unwrap().stdout == origin::page()));
         assert_eq!(world.visits().last().unwrap().by.as_deref(), Some("client2"));
         let pids = crate::processes::running(dir.path());
         assert!(pids.len() > crate::tor_network::RELAYS);

@@ -8,6 +8,7 @@
 //! The locks come first: from then on every socket in the run directory is ours or stale.
 
 mod keys;
+mod onions;
 
 use std::{
     collections::BTreeMap,
@@ -23,11 +24,12 @@ use std::{
 use tokio::{
     io::AsyncWriteExt,
     net::unix::pipe,
-    sync::watch,
+    sync::{Notify, watch},
     task::{AbortHandle, JoinHandle},
 };
 use wire::{CONTROL_PORT, UPLINK_PORT, VmName, control::ToRouter};
 
+use self::onions::OnionState;
 use crate::{
     attach,
     children::Children,
@@ -38,6 +40,7 @@ use crate::{
     lock::{self, Lock, LockError},
     model::Model,
     nature::Nature,
+    onion_services::{ServiceError, ServiceTable, Wanted},
     paths::PathError,
     programs::{self, Programs},
     router_vm::{RouterVm, words},
@@ -66,6 +69,9 @@ pub enum AgentError {
     /// The routes do not change.
     #[error(transparent)]
     Routes(#[from] RoutesError),
+    /// An onion service cannot be had or changed.
+    #[error(transparent)]
+    Onion(#[from] ServiceError),
     /// A socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -97,9 +103,12 @@ pub struct Agent {
     changing: tokio::sync::Mutex<BTreeMap<VmName, Port>>,
     vms: watch::Sender<Vms>,
     routes: Arc<Routes>,
+    onions: Mutex<OnionState>,
     control: Control,
     tokens: Tokens,
     keys: Arc<Keys>,
+    /// Something was done with the keys.
+    keys_used: Notify,
     end: Stopper,
     _locks: [Lock; 2],
 }
@@ -143,6 +152,7 @@ impl Agent {
         let network = settings.network()?;
         let table = VmTable::load(&settings.state.vms())?;
         let routes = Arc::new(Routes::load(settings.routes_dir.clone(), settings.state.routes()));
+        let services = ServiceTable::load(&settings.state.onions())?;
 
         let shared = Shared::new(Model::new(events), Children::open(settings.state.children()));
         let predecessors = shared.end_predecessors().await;
@@ -163,12 +173,14 @@ impl Agent {
         }
         let keys = keys::open(&settings, time).await?;
         let (vms, watched) = watch::channel(Vms::new());
+        let (onions, onions_watched) = watch::channel(Wanted::new());
         if !routes.table().problems.is_empty() {
             let problems = routes.table().problems.join("; ");
             let what = format!("every VM is blocked, as the routes are wrong; mend them: {problems}");
             shared.model().failure(what);
         }
-        let control = Control::new(shared.clone(), network, watched, routes.tables(), settings.state.relays());
+        let control =
+            Control::new(shared.clone(), network, watched, routes.tables(), onions_watched, settings.state.relays());
         let listener = asynchronous(sockets::listen(&settings.run.vsock_port(CONTROL_PORT))?)?;
         let (uplink_stopper, uplink_stop) = Stopper::new();
         let uplink_listener = sockets::listen(&settings.run.vsock_port(UPLINK_PORT))?;
@@ -182,9 +194,11 @@ impl Agent {
             changing: tokio::sync::Mutex::default(),
             vms,
             routes: Arc::clone(&routes),
+            onions: Mutex::new(OnionState::new(services, table.all(), onions)),
             control: control.clone(),
             tokens: Tokens::default(),
             keys,
+            keys_used: Notify::new(),
             end,
             settings: settings.clone(),
             _locks: locks,
@@ -192,6 +206,8 @@ impl Agent {
         agent.adopt(table).await;
         agent.reconcile_keys().await;
         let turning = agent.turn_keys();
+        agent.adopt_onions();
+        agent.refresh_onions().await;
         let allowed = control.allowed();
         let serving = [
             tokio::spawn(control.clone().serve(listener)),
@@ -268,6 +284,7 @@ impl Agent {
             port.end().await;
         }
         self.remove_key(vm).await;
+        self.forget_onions(vm).await;
         self.shared.model().vm_removed(vm);
         self.remove_sockets(vm, link_port);
         Ok(())

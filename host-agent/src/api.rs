@@ -9,6 +9,7 @@ mod events;
 mod keys;
 pub mod listener;
 mod object;
+mod onions;
 pub mod problem;
 mod routes;
 mod tokens;
@@ -58,6 +59,7 @@ fn router(agent: Arc<Agent>) -> Router {
         .routes(routes!(vm_list, vm_add))
         .routes(routes!(vm_remove))
         .routes(routes!(vm_attachment))
+        .merge(onions::routes())
         .routes(routes!(circuits))
         .routes(routes!(events::events))
         .routes(routes!(tokens::mint))

@@ -15,6 +15,7 @@ pub mod console;
 pub mod doctor;
 pub mod events;
 mod key;
+mod onion;
 pub mod output;
 pub mod route;
 pub mod run;
@@ -115,6 +116,11 @@ enum What {
     Route {
         #[command(subcommand)]
         what: route::What,
+    },
+    /// Onion services of VMs.
+    Onion {
+        #[command(subcommand)]
+        what: Box<onion::Onion>,
     },
     /// Write the man pages.
     Man {
@@ -291,6 +297,7 @@ impl Oht {
             },
             What::Key { what } => what.run(&client, json).await?,
             What::Route { what } => return route::run(&client(what.places().clone())?, what, json).await,
+            What::Onion { what } => what.run(client, json).await?,
             What::Man { directory } => clap_mangen::generate_to(Oht::command(), directory)?,
             What::Completions { shell } => completions(shell),
         }

@@ -116,6 +116,15 @@ impl Client {
         serde_json::from_slice(&bytes).map_err(ClientError::Json)
     }
 
+    /// Sends `body`; the answer has none.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn tell(&self, path: &str, body: &impl Serialize) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(body).map_err(ClientError::Json)?;
+        self.request(Method::POST, path, body).await.map(drop)
+    }
+
     /// A request whose answer has no body: `DELETE`, or `POST` without one.
     ///
     /// # Errors

@@ -7,8 +7,8 @@
 //!
 //! ```text
 //! Init:   hello ─► Provision ─► (Ready | Failure | ProgramEnded)* ─► PowerOff ─► PoweringOff ─► closed by us
-//! Router: hello ─► Configure ─► Routes ─► Attach for each VM ─► Attach/Detach as VMs come and go, Routes and Countries as
-//!         they change; notices and reports at any time
+//! Router: hello ─► Configure ─► Routes ─► Attach and Onions for each VM ─► Attach, Detach, Onions, Routes and Countries as
+//!         things change; notices and reports at any time
 //! ```
 
 mod countries;
@@ -39,6 +39,7 @@ use wire::{
 use self::countries::Countries;
 use crate::{
     greeting::{self, GreetingError},
+    onion_services::Wanted,
     relays::Relays,
     router_vm::words,
     routes::Table,
@@ -67,6 +68,7 @@ struct Inner {
     /// The table that the router obeys, none while it is not connected, 0 until it obeys one.
     applied: watch::Sender<Option<u64>>,
     countries: watch::Sender<Option<Arc<Countries>>>,
+    onions: watch::Receiver<Wanted>,
     relays: Mutex<Relays>,
     relays_kept: PathBuf,
     allowed: watch::Sender<Vec<u8>>,
@@ -96,13 +98,14 @@ enum SessionError {
 }
 
 impl Control {
-    /// Control for `network`, `vms` and `routes`; the relays' allow list of before is at `relays_kept`.
+    /// Control for `network`, `vms`, their `routes` and `onions`; the relays' allow list of before is at `relays_kept`.
     #[must_use]
     pub fn new(
         shared: Shared,
         network: TorNetwork,
         vms: watch::Receiver<Vms>,
         routes: watch::Receiver<Arc<Table>>,
+        onions: watch::Receiver<Wanted>,
         relays_kept: PathBuf,
     ) -> Control {
         let relays = Relays::load(network.clone(), &relays_kept);
@@ -119,6 +122,7 @@ impl Control {
             routes,
             applied,
             countries,
+            onions,
             relays,
             relays_kept,
             allowed,

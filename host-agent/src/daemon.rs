@@ -25,6 +25,7 @@ pub async fn run(settings: Settings, events: Events, time: Box<dyn TimeSource>) 
         .into_iter()
         .map(|socket| Ok(tokio::spawn(api::serve(socket, Arc::clone(&agent))?)))
         .collect::<std::io::Result<Vec<_>>>()?;
+    let following = tokio::spawn(Arc::clone(&agent).follow_keys());
     notify::ready();
     tokio::select! {
         () = notify::feed_watchdog() => {}
@@ -33,6 +34,7 @@ pub async fn run(settings: Settings, events: Events, time: Box<dyn TimeSource>) 
         _ = interrupted.recv() => tracing::info!("SIGINT"),
     }
     notify::stopping();
+    following.abort();
     agent.end(parts).await;
     serving.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(())

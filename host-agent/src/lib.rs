@@ -2,8 +2,9 @@
 //!
 //! The daemon starts and watches the router VM (QEMU, vsock device, virtiofsd: [`router_vm`]), the uplink ([`uplink`])
 //! and one port per VM ([`agent`]), each started again when it ends ([`supervise`]). It tells the router which network
-//! to use, which routes to obey ([`routes`]) and which VMs to serve ([`control`]), and serves an HTTP API on an AF_UNIX socket ([`api`]), which the command
-//! uses ([`client`], [`cli`]). It opens no network socket and never reads a frame.
+//! to use, which routes to obey ([`routes`]) and which VMs to serve ([`control`]), and serves an HTTP API on an AF_UNIX
+//! socket ([`api`]), which the command uses ([`client`], [`cli`]). Onion services of VMs are defined here
+//! ([`onion_services`]) and run by the router. It opens no network socket and never reads a frame.
 //!
 //! It holds the keys of this host and its VMs ([`keys`]), sealed in a store ([`store`]) or in memory.
 //!
@@ -36,6 +37,7 @@ pub mod metrics;
 pub mod model;
 pub mod nature;
 pub mod notify;
+pub mod onion_services;
 pub mod paths;
 pub mod pidfd;
 pub mod programs;

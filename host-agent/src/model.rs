@@ -8,7 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wire::{VmName, control::FromRouter};
+use wire::{
+    VmName,
+    control::FromRouter,
+    onion::{Reachability, ServiceName},
+};
 
 use crate::{
     events::{Event, Events},
@@ -44,6 +48,7 @@ pub struct Model {
     pub events: Events,
     processes: BTreeMap<String, Process>,
     vms: BTreeMap<VmName, Vm>,
+    services: BTreeMap<(VmName, ServiceName), (Reachability, String)>,
     circuits: VecDeque<CircuitStatus>,
     failures: VecDeque<String>,
     failures_total: u64,
@@ -92,7 +97,7 @@ impl Model {
     /// Notes a failure, for `oht status` and the log.
     pub fn failure(&mut self, what: impl Into<String>) {
         let what: String = what.into();
-        let what: String = what.chars().filter(|c| !c.is_control()).take(FAILURE_BYTES_MAX).collect();
+        let what = shown(&what);
         tracing::warn!("{what}");
         self.events.announce(|| Event::Failure { what: what.clone() });
         self.failures_total += 1;
@@ -161,6 +166,7 @@ impl Model {
         for vm in self.vms.values_mut() {
             (vm.link_up, vm.usage) = (false, None);
         }
+        self.services.values_mut().for_each(|service| *service = Default::default());
         self.circuits.clear();
         self.router.resident_kib = None;
         self.router.flows = None;
@@ -183,6 +189,23 @@ impl Model {
         self.vms.remove(vm);
         self.events.announce(|| Event::VmRemoved { vm: vm.to_string() });
         self.circuits.retain(|circuit| circuit.vm != vm.as_str());
+        self.services.retain(|(of, _), _| of != vm);
+    }
+
+    /// An onion service was defined.
+    pub fn service_added(&mut self, vm: VmName, service: ServiceName) {
+        self.services.insert((vm, service), Default::default());
+    }
+
+    /// An onion service is gone.
+    pub fn service_removed(&mut self, vm: &VmName, service: &ServiceName) {
+        self.services.remove(&(vm.clone(), service.clone()));
+    }
+
+    /// What the router has found of an onion service.
+    #[must_use]
+    pub fn service(&self, vm: &VmName, service: &ServiceName) -> (Reachability, String) {
+        self.services.get(&(vm.clone(), service.clone())).cloned().unwrap_or_default()
     }
 
     /// Takes a message of the router, except its relays and which routes it obeys, which are not for showing.
@@ -210,6 +233,11 @@ impl Model {
                 self.router.resident_kib = Some(resident_kib);
                 self.router.available_kib = Some(available_kib);
                 self.router.flows = Some(flows);
+            }
+            FromRouter::Service { vm, service, reachability, status } => {
+                if let Some(known) = self.services.get_mut(&(vm, service)) {
+                    *known = (reachability, shown(&status));
+                }
             }
             FromRouter::Failure { what } => self.failure(format!("router: {what}")),
         }
@@ -305,6 +333,11 @@ impl Model {
         };
         self.vms.iter().map(status).collect()
     }
+}
+
+/// What the router says, as far as it is shown.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(FAILURE_BYTES_MAX).collect()
 }
 
 #[cfg(test)]

@@ -208,6 +208,12 @@ impl StateDir {
         self.0.join("root.age")
     }
 
+    /// The onion services of the VMs.
+    #[must_use]
+    pub fn onions(&self) -> PathBuf {
+        self.0.join("onions.json")
+    }
+
     /// The relays of the last consensus.
     #[must_use]
     pub fn relays(&self) -> PathBuf {

@@ -1,5 +1,6 @@
 //! What the API says, as it stands in JSON. The agent writes these, `oht` reads them.
 
+mod onions;
 pub mod routes;
 
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use utoipa::ToSchema;
 
 pub use crate::keys::report::KeysStatus;
 use crate::nature::Kind;
+pub use onions::{NewAuthorisation, NewOnionService, OnionServiceStatus};
 
 /// How everything is.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -8,13 +8,14 @@ use std::{
     io::{Read, Write},
     os::unix::net::{UnixDatagram, UnixStream},
     path::Path,
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use serde_json::Value;
 use wire::{
     control::{FromInit, FromRouter, ToInit, ToRouter, VmUsage, body_bytes, decode, encode},
     hello::Role,
+    onion::{OnionAddress, Onions, Reachability},
     route::Route,
     uplink::{DialAnswer, DialRequest},
 };
@@ -276,6 +277,83 @@ fn the_service_manager_is_told_when_the_api_is_served_and_that_it_is_fed_and_end
     )
     .unwrap();
     while told() != "STOPPING=1" {}
+}
+
+#[test]
+fn onion_services_are_told_to_the_router_and_shown_as_it_finds_them() {
+    let mut world = World::new();
+    world.start();
+    assert!(world.oht(&["vm", "add", "web"]).status.success());
+    let mut router = world.connect("r/vsock_1024", Role::Router);
+    assert!(matches!(order(&mut router), ToRouter::Configure { .. }));
+    assert!(matches!(order(&mut router), ToRouter::Attach { .. }));
+    let mut onions = || match order(&mut router) {
+        ToRouter::Onions { vm, onions } if vm.as_str() == "web" => onions,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(onions(), Onions::default());
+
+    let mut client = Command::new(env!("CARGO_BIN_EXE_oht"));
+    let client = client.args(["onion", "client", "new", "--json"]).output().unwrap();
+    let client: Value = serde_json::from_slice(&client.stdout).unwrap();
+    let key = client["service"].as_str().unwrap();
+    let publish = ["onion", "publish", "web", "80:8080", "22", "--name", "site", "--client", key, "--json"];
+    let published = world.oht(&publish);
+    let published: Value = serde_json::from_slice(&published.stdout).unwrap();
+    let onion = published["onion"].as_str().unwrap().to_owned();
+    let told = onions();
+    let (name, service) = told.services.first_key_value().unwrap();
+    assert_eq!((name.as_str(), service.terms.ports.len(), service.terms.clients.len()), ("site", 2, 1));
+    let again = world.oht(&publish);
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(!again.status.success() && said.contains("oht onion unpublish web site"), "{said}");
+
+    // The secret is in no file.
+    let kept = fs::read_to_string(world.path("s/onions.json")).unwrap();
+    assert!(kept.contains("8080") && !kept.contains(service.key.to_base32().as_str()), "{kept}");
+
+    // A key for somebody else's restricted service, from standard input.
+    let line = client["client"].as_str().unwrap();
+    let stranger = OnionAddress::of(&[1; 32]);
+    let mut authorise = Command::new(env!("CARGO_BIN_EXE_oht"));
+    authorise.args(["onion", "authorise", "web", stranger.as_str(), "--key-stdin", "--run-dir"]).arg(world.path("r"));
+    authorise.env("XDG_CONFIG_HOME", world.path("")).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut authorise = authorise.spawn().unwrap();
+    writeln!(authorise.stdin.take().unwrap(), "{line}").unwrap();
+    assert!(authorise.wait().unwrap().success());
+    let told = onions();
+    let (of, secret) = told.authorised.first_key_value().unwrap();
+    assert_eq!(*of, stranger);
+    assert!(line.ends_with(secret.to_base32().as_str()), "the client's own half");
+    let path = format!("/vms/web/authorisations/{stranger}");
+    assert_eq!(world.request("DELETE", &path, "").unwrap().0, 204);
+    assert_eq!(onions().authorised.len(), 0);
+    assert_eq!(world.request("DELETE", &path, "").unwrap().0, 404);
+
+    // The router's word, of services that there are.
+    for (service, reachability) in [("site", Reachability::Reachable), ("other", Reachability::Refused)] {
+        let (vm, service, status) = ("web".parse().unwrap(), service.parse().unwrap(), "seen\u{1b}[2J".into());
+        let report = FromRouter::Service { vm, service, reachability, status };
+        router.write_all(&encode(&report).unwrap()).unwrap();
+    }
+    world
+        .until("it is shown", |world| world.request("GET", "/onions", "").unwrap().1[0]["reachability"] == "reachable");
+    let list = world.oht(&["onion", "list"]);
+    let said = String::from_utf8_lossy(&list.stdout).into_owned();
+    assert!(said.contains(&onion) && said.contains("80:8080, 22") && said.contains("reachable: seen[2J"), "{said:?}");
+    assert!(!said.contains("other"), "{said}");
+
+    // After a restart of the agent it is still there; a service that was removed with its VM is not.
+    drop(router);
+    world.kill_agent();
+    world.start();
+    assert_eq!(world.request("GET", "/onions", "").unwrap().1[0]["reachability"], "publishing");
+    assert_eq!(world.request("DELETE", "/onions/web/none", "").unwrap().0, 404);
+    assert_eq!(world.request("POST", "/onions", r#"{"vm":"web","name":"x","ports":["0"]}"#).unwrap().0, 422);
+    assert_eq!(world.request("POST", "/onions", r#"{"vm":"web","name":"x","ports":[]}"#).unwrap().0, 422);
+    assert_eq!(world.request("POST", "/onions", r#"{"vm":"none","name":"x","ports":["1"]}"#).unwrap().0, 404);
+    assert!(world.oht(&["vm", "rm", "web"]).status.success());
+    assert_eq!(world.request("GET", "/onions", "").unwrap().1.as_array().unwrap().len(), 0);
 }
 
 #[test]

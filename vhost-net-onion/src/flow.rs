@@ -24,6 +24,7 @@ use tokio::{
 use crate::{
     chunk::ChunkReader,
     egress::{Egress, Request},
+    inbound::Incoming,
 };
 
 /// How many chunks a flow may have on their way, each way: with a round trip of microseconds to the VM, enough to
@@ -88,7 +89,7 @@ pub(crate) fn start<E: Egress>(id: FlowId, request: Request, egress: Arc<E>, rep
                 tokio::select! {
                     biased;
                     () = ended => Report::Broken,
-                    last = pump(id, stream, chunks, gone, &reports) => last,
+                    last = pump(id, stream, chunks, gone, &reports, HALF_CLOSE_IDLE) => last,
                 }
             }
         };
@@ -97,13 +98,29 @@ pub(crate) fn start<E: Egress>(id: FlowId, request: Request, egress: Arc<E>, rep
     FlowHandle { from_vm: Some(from_vm), task: task.abort_handle(), _held: held }
 }
 
-/// Moves bytes both ways; returns the last report.
+/// Starts the task of the flow `id`, whose stream came to the VM and was accepted by it.
+pub(crate) fn start_accepted(id: FlowId, incoming: Box<dyn Incoming>, reports: Reports) -> FlowHandle {
+    let (from_vm, chunks) = mpsc::channel(CHUNKS_MAX);
+    let (gone, held) = oneshot::channel();
+    let task = tokio::spawn(async move {
+        let last = match incoming.accept().await {
+            Err(_) => Report::Broken,
+            // A server that is done has answered: the client waits for that end.
+            Ok(stream) => pump(id, stream, chunks, gone, &reports, Duration::ZERO).await,
+        };
+        let _ = reports.send((id, last));
+    });
+    FlowHandle { from_vm: Some(from_vm), task: task.abort_handle(), _held: held }
+}
+
+/// Moves bytes both ways; returns the last report. The far end may be silent for so long after the VM's FIN.
 async fn pump<S>(
     id: FlowId,
     stream: S,
     chunks: mpsc::Receiver<Bytes>,
     mut vm: oneshot::Sender<()>,
     reports: &Reports,
+    half_close_idle: Duration,
 ) -> Report
 where
     S: AsyncRead + AsyncWrite + Send + Unpin,
@@ -119,12 +136,15 @@ where
         },
         () = async { vm.closed().await; tokio::time::sleep(FLUSH_TIMEOUT).await } => return Report::Broken,
     }
+    if half_close_idle.is_zero() {
+        return Report::Finished;
+    }
     loop {
         let before = chunks_read.load(Ordering::Relaxed);
         tokio::select! {
             last = &mut to_vm => return last,
             () = vm.closed() => return Report::Finished,
-            () = tokio::time::sleep(HALF_CLOSE_IDLE) => {}
+            () = tokio::time::sleep(half_close_idle) => {}
         }
         // A VM that takes its time to read has used up the credit: that silence is not the far end's.
         let silent = chunks_read.load(Ordering::Relaxed) == before && credit.available_permits() > 0;

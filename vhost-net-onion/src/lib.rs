@@ -10,6 +10,7 @@
 //! - [`Session`] is the pump between them: it owns the gateway of one VM, reads frames from the link and writes frames
 //!   to it, and runs one task for each flow, which owns that flow's stream.
 //! - [`VmRouting`] holds the routes of the VM: which streams may be opened, how they go, and which end when it changes.
+//! - [`inbound`] is where streams that come to the VM wait for it to accept.
 //! - [`embedded`] puts all of it into one process on the host, for development and for hosts that cannot nest.
 //!
 //! Back-pressure goes both ways through every stage. Towards the far end: a flow's task takes chunks from a bounded
@@ -24,6 +25,7 @@ pub mod embedded;
 mod flow;
 pub mod handshake;
 mod hop;
+pub mod inbound;
 pub mod memory_vm;
 mod routes;
 mod session;
@@ -32,6 +34,7 @@ mod stats;
 pub use carrier::{Arrival, Carrier, LinkError, StreamCarrier};
 pub use egress::{Egress, Request, TorEgress};
 pub use gateway;
+pub use inbound::Inbound;
 pub use onion;
 pub use port;
 pub use routes::{RoutedStream, VmRouting};

@@ -151,6 +151,14 @@ impl<L: AsyncRead + AsyncWrite + Unpin> MemoryVm<L> {
         Connection(self.sockets.add(socket))
     }
 
+    /// Waits for a connection to a port of the VM.
+    pub fn listen(&mut self, port: u16) -> Connection {
+        let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER_BYTES]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.listen(port).expect("a fresh socket, and a port above 0");
+        Connection(self.sockets.add(socket))
+    }
+
     /// Whether the connection stands and we may send.
     pub fn is_open(&mut self, connection: Connection) -> bool {
         self.socket(connection).may_send()

@@ -3,6 +3,8 @@
 //! A session outlives its link: when the port restarts, the next link is served by the same session, and the VM's
 //! connections go on. Everything that a session holds is bounded by its gateway's tables.
 
+mod calls;
+
 use std::{
     collections::{HashMap, VecDeque},
     future::{Future, poll_fn},
@@ -15,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use gateway::{Config, Event, FlowId, Gateway, QueryId, Unresolved};
+use gateway::{Config, Event, Failure, FlowId, Gateway, QueryId, Unresolved};
 use tokio::{
     sync::{
         OwnedSemaphorePermit,
@@ -30,6 +32,7 @@ use crate::{
     carrier::{Arrival, Carrier, LinkError},
     egress::{Egress, Request},
     flow::{self, FlowHandle, Report, Reports},
+    inbound::{Inbound, Incoming},
     stats::Stats,
 };
 
@@ -53,6 +56,9 @@ pub struct Session<E> {
     flows: HashMap<FlowId, Flow>,
     report: Reports,
     reports: mpsc::UnboundedReceiver<(FlowId, Report)>,
+    inbound: Arc<Inbound>,
+    /// Streams that the VM is yet to accept; the gateway bounds how many.
+    calls: HashMap<FlowId, Box<dyn Incoming>>,
     /// Names that are being resolved; the gateway bounds how many.
     resolving: JoinSet<(QueryId, Result<Vec<IpAddr>, Unresolved>)>,
     stats: Arc<Stats>,
@@ -89,6 +95,8 @@ impl<E: Egress> Session<E> {
             flows: HashMap::new(),
             report,
             reports,
+            inbound: Arc::default(),
+            calls: HashMap::new(),
             resolving: JoinSet::new(),
             stats,
             bytes_from_vm: 0,
@@ -132,6 +140,7 @@ impl<E: Egress> Session<E> {
             }
             idle &= !self.poll_reports(cx);
             idle &= !self.poll_resolved(cx);
+            idle &= !self.poll_calls(cx);
             self.handle_events();
             if alarm.poll(cx, self.gateway.poll_timeout()) {
                 self.gateway.handle_timeout(now);
@@ -197,6 +206,8 @@ impl<E: Egress> Session<E> {
                 let state = Flow { handle, to_vm: VecDeque::new(), ended: false, after_end_bytes: 0 };
                 self.flows.insert(flow, state);
             }
+            Event::Accepted(flow) => self.call_accepted(flow),
+            Event::Declined(flow, why) => self.call_declined(flow, why),
             Event::Readable(flow) => self.take_from_vm(flow),
             Event::Writable(flow) => self.give_vm(flow),
             Event::Finished(flow) => {
@@ -204,7 +215,10 @@ impl<E: Egress> Session<E> {
                     state.handle.from_vm = None;
                 }
             }
-            Event::Closed(flow) => drop(self.flows.remove(&flow)),
+            Event::Closed(flow) => {
+                self.call_declined(flow, Failure::Refused);
+                self.flows.remove(&flow);
+            }
         }
     }
 

@@ -14,9 +14,10 @@ use tokio::{
     sync::mpsc,
 };
 use vhost_net_onion::{
-    Session, Stats, StreamCarrier,
+    Inbound, Session, Stats, StreamCarrier,
     egress::{Egress, Request},
     gateway::{Config, Failure, Host, Policy, Target, Unresolved},
+    inbound::{self, Accepted, Incoming},
     memory_vm::{Connection, MemoryVm, MemoryVmError},
 };
 
@@ -49,7 +50,32 @@ impl Egress for FarEnds {
 /// The address of `real.test`, the only name that can be resolved.
 const REAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 
+/// A stream that comes to the VM; the test hears of its fate.
+struct Caller {
+    stream: DuplexStream,
+    refused: mpsc::UnboundedSender<Failure>,
+}
+
+impl Incoming for Caller {
+    fn accept(self: Box<Self>) -> Accepted {
+        Box::pin(async move { Ok(Box::new(self.stream) as Box<dyn inbound::Bytes>) })
+    }
+
+    fn refuse(self: Box<Self>, why: Failure) {
+        self.refused.send(why).unwrap();
+    }
+}
+
+/// Both ends of a stream that comes to a port of the VM, and why it is refused if it is.
+fn call(inbound: &Inbound, port: u16) -> (DuplexStream, mpsc::UnboundedReceiver<Failure>) {
+    let (ours, theirs) = tokio::io::duplex(8 * 1024);
+    let (refused, why) = mpsc::unbounded_channel();
+    inbound.call(port, Box::new(Caller { stream: theirs, refused }));
+    (ours, why)
+}
+
 struct World {
+    inbound: Arc<Inbound>,
     session: Session<FarEnds>,
     far_ends: mpsc::UnboundedReceiver<(Target, DuplexStream)>,
     stats: Arc<Stats>,
@@ -59,8 +85,9 @@ impl World {
     fn new(config: Config) -> World {
         let (sender, far_ends) = mpsc::unbounded_channel();
         let stats = Arc::new(Stats::default());
+        let inbound = Arc::<Inbound>::default();
         let session = Session::new(FarEnds(sender), config, [3; 32], Arc::clone(&stats));
-        World { session, far_ends, stats }
+        World { session: session.with_inbound(Arc::clone(&inbound)), inbound, far_ends, stats }
     }
 }
 
@@ -80,7 +107,7 @@ where
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let World { mut session, far_ends, stats } = World::new(config);
+        let World { mut session, far_ends, stats, .. } = World::new(config);
         let (link, cable) = tokio::io::duplex(256 * 1024);
         let guest = async {
             let mut vm = MemoryVm::new(cable);
@@ -279,6 +306,61 @@ fn connections_survive_the_loss_of_the_link() {
         };
         tokio::select! {
             () = sessions => panic!("the sessions ended"),
+            done = guest => done.unwrap(),
+        }
+    };
+    runtime.block_on(async { tokio::time::timeout(LIMIT, both).await.expect("the test takes too long") });
+}
+
+#[test]
+fn a_stream_comes_to_a_vm_that_listens_and_ends_when_the_vm_has_answered() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let both = async {
+        let World { mut session, inbound, stats, .. } = World::new(Config::default());
+        let (link, cable) = tokio::io::duplex(256 * 1024);
+        let guest = async {
+            let mut vm = MemoryVm::new(cable);
+            vm.lease().await?;
+            // Nobody listens there.
+            let (_stream, mut refused) = call(&inbound, 81);
+            while refused.is_empty() {
+                vm.turn().await?;
+            }
+            assert_eq!(refused.recv().await, Some(Failure::Refused));
+
+            let connection = vm.listen(80);
+            let (mut client, _refused) = call(&inbound, 80);
+            client.write_all(b"GET /").await.unwrap();
+            let mut asked = vec![];
+            while asked.len() < 5 {
+                vm.turn().await?;
+                asked.extend(vm.recv(connection).unwrap_or_default());
+            }
+            assert_eq!(asked, b"GET /");
+            let page = pattern(100_000);
+            let expected = page.clone();
+            // The client reads up to the end, which comes at once: it does not wait for what else the VM might say.
+            let reader = tokio::spawn(async move {
+                let mut bytes = vec![];
+                client.read_to_end(&mut bytes).await.map(|_| bytes == expected)
+            });
+            let mut sent = 0;
+            while sent < page.len() {
+                sent += vm.send(connection, &page[sent..]);
+                vm.turn().await?;
+            }
+            vm.shutdown(connection);
+            let began = std::time::Instant::now();
+            while !reader.is_finished() || stats.snapshot().flows > 0 {
+                vm.turn().await?;
+            }
+            assert!(reader.await.unwrap().unwrap(), "the page is not what was sent");
+            assert!(began.elapsed() < Duration::from_secs(8), "the end took {:?}", began.elapsed());
+            Ok::<_, MemoryVmError>(())
+        };
+        let mut carrier = StreamCarrier::new(link);
+        tokio::select! {
+            ended = session.serve(&mut carrier) => panic!("the session ended: {ended:?}"),
             done = guest => done.unwrap(),
         }
     };

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     VmName,
     network::TorNetwork,
+    onion::{Onions, Reachability, ServiceName},
     route::{Country, RoutesPart},
 };
 
@@ -98,6 +99,14 @@ pub enum ToRouter {
         /// The VM.
         vm: VmName,
     },
+    /// From now on these are the onion services of this VM, which is being served, and those that it may reach; all
+    /// that there was before and is not named ends.
+    Onions {
+        /// The VM.
+        vm: VmName,
+        /// Its services, and keys of others'.
+        onions: Onions,
+    },
     /// The port of this VM ended, and a successor is about to be started: the link that stood is dead. The vsock
     /// device does not always say so: what it finds when it reads from a process that died with bytes unread is an
     /// error, and it keeps such a connection open for ever.
@@ -150,6 +159,17 @@ pub enum FromRouter {
         relays: Vec<String>,
         /// Whether the stream goes to an onion service.
         onion: bool,
+    },
+    /// What became of an onion service.
+    Service {
+        /// The VM.
+        vm: VmName,
+        /// The service.
+        service: ServiceName,
+        /// Whether it was reached.
+        reachability: Reachability,
+        /// What is being done, or what went wrong, in words.
+        status: String,
     },
     /// How much memory and how many flows the router has, and what each VM has used.
     Usage {

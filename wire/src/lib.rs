@@ -21,6 +21,7 @@ pub mod control;
 pub mod hello;
 pub mod link;
 pub mod network;
+pub mod onion;
 pub mod route;
 pub mod uplink;
 pub mod vm_name;

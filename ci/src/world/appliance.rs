@@ -121,7 +121,7 @@ impl<'a> Appliance<'a> {
         Ok(())
     }
 
-    fn command(&self, program: &str) -> Result<Command> {
+    pub(crate) fn command(&self, program: &str) -> Result<Command> {
         let program = cache::program(program)?;
         let program = program.to_str().context("the path of the programs is not UTF-8")?;
         let mut command = self.netns.map_or_else(|| Command::new(program), |netns| netns.command(program));
@@ -147,9 +147,17 @@ impl<'a> Appliance<'a> {
     /// # Errors
     /// When it cannot be started.
     pub(crate) fn oht_output(&self, args: &[&str]) -> Result<Output> {
+        self.oht_command(args)?.output().context("cannot start oht")
+    }
+
+    /// `oht ARGS… --json`, to be run.
+    ///
+    /// # Errors
+    /// When there is no such program.
+    pub(crate) fn oht_command(&self, args: &[&str]) -> Result<Command> {
         let mut command = self.command("oht")?;
         command.args(args).arg("--json").arg("--run-dir").arg(&self.run_dir);
-        command.output().context("cannot start oht")
+        Ok(command)
     }
 
     /// The arguments that attach a VM with busybox, which is added first if need be.

@@ -44,6 +44,7 @@ impl Agent {
     ) -> Result<T, AgentError> {
         let keys = Arc::clone(&self.keys);
         let done = spawn_blocking(move || act(&keys)).await;
+        self.keys_used.notify_one();
         Ok(done.map_err(|error| AgentError::Io(error.into()))??)
     }
 

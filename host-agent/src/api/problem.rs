@@ -10,7 +10,12 @@ use axum::{
 };
 use tokio::task::JoinError;
 
-use crate::{agent::AgentError, router_vm::words, routes::RoutesError, status::Problem, vms::VmError};
+use wire::onion::TermsError;
+
+use crate::{
+    agent::AgentError, onion_services::ServiceError, router_vm::words, routes::RoutesError, status::Problem,
+    vms::VmError,
+};
 
 /// A request that failed.
 #[derive(Debug)]
@@ -42,11 +47,23 @@ impl From<AgentError> for Failed {
             AgentError::Vm(VmError::Unknown(_)) | AgentError::Routes(RoutesError::NoLine(_)) => StatusCode::NOT_FOUND,
             AgentError::Routes(RoutesError::Lines(_) | RoutesError::TooLong) => StatusCode::UNPROCESSABLE_ENTITY,
             AgentError::Routes(RoutesError::Files(_)) => StatusCode::CONFLICT,
+            AgentError::Onion(error) => onion_status(error),
             AgentError::Path(crate::paths::PathError::Long { .. }) => StatusCode::UNPROCESSABLE_ENTITY,
             AgentError::Keys(error) => super::keys::status_of(error),
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Failed::new(status, words(&error))
+    }
+}
+
+fn onion_status(error: &ServiceError) -> StatusCode {
+    match error {
+        ServiceError::Exists(..) | ServiceError::Terms(TermsError::Services | TermsError::Authorised) => {
+            StatusCode::CONFLICT
+        }
+        ServiceError::Unknown(..) | ServiceError::NotAuthorised(..) => StatusCode::NOT_FOUND,
+        ServiceError::Terms(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        ServiceError::File { .. } | ServiceError::Content { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

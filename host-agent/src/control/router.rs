@@ -12,7 +12,7 @@ use wire::{
 };
 
 use super::{Inner, SessionError, read, write};
-use crate::vms::Vms;
+use crate::{onion_services::Wanted, vms::Vms};
 
 /// Configures the router, tells it which VMs to serve, and takes its reports. Ends with the connection.
 pub(super) async fn run(inner: &Inner, stream: UnixStream) -> Result<(), SessionError> {
@@ -39,10 +39,11 @@ pub(super) async fn run(inner: &Inner, stream: UnixStream) -> Result<(), Session
 async fn orders(inner: &Inner, mut writer: OwnedWriteHalf) -> Result<(), SessionError> {
     write(&mut writer, &ToRouter::Configure { network: inner.network.clone() }).await?;
     let (mut vms, mut routes, mut countries) = (inner.vms.clone(), inner.routes.clone(), inner.countries.subscribe());
+    let mut onions = inner.onions.clone();
     // A router that connects is told everything.
     routes.mark_changed();
     countries.mark_changed();
-    let mut served = Vms::new();
+    let (mut served, mut told) = (Vms::new(), Wanted::new());
     let mut notices = inner.notices.subscribe();
     loop {
         if routes.has_changed().unwrap_or(false) {
@@ -61,8 +62,18 @@ async fn orders(inner: &Inner, mut writer: OwnedWriteHalf) -> Result<(), Session
         for order in changes(&served, &wanted) {
             write(&mut writer, &order).await?;
         }
+        // A VM that was attached anew has none until it is told again.
+        told.retain(|vm, _| served.get(vm) == wanted.get(vm));
         served = wanted;
+        let changes = onion_changes(&served, &told, &onions.borrow_and_update());
+        for (vm, onions) in changes {
+            write(&mut writer, &ToRouter::Onions { vm: vm.clone(), onions: onions.clone() }).await?;
+            told.insert(vm, onions);
+        }
         tokio::select! {
+            changed = onions.changed() => if changed.is_err() {
+                return std::future::pending().await;
+            },
             changed = vms.changed() => if changed.is_err() {
                 // The agent is ending: the connection lives until the VM does not.
                 return std::future::pending().await;
@@ -85,6 +96,13 @@ fn changes(served: &Vms, wanted: &Vms) -> Vec<ToRouter> {
     let detach = ending.map(|(name, _)| ToRouter::Detach { vm: name.clone() });
     let attach = beginning.map(|(name, vm)| ToRouter::Attach { vm: name.clone(), link_port: vm.link_port });
     detach.chain(attach).collect()
+}
+
+/// What the router is to be told of the onion services of VMs: everything of each VM of which it does not know the
+/// latest. Of a VM that has none too, as a router that has outlived an agent may run some.
+fn onion_changes(served: &Vms, told: &Wanted, wanted: &Wanted) -> Wanted {
+    let onions = served.keys().map(|vm| (vm.clone(), wanted.get(vm).cloned().unwrap_or_default()));
+    onions.filter(|(vm, onions)| told.get(vm) != Some(onions)).collect()
 }
 
 fn report(inner: &Inner, message: FromRouter) {
@@ -122,6 +140,20 @@ fn relays(inner: &Inner, orports: Vec<std::net::SocketAddr>) {
 mod tests {
     use super::*;
     use crate::vms::Vm;
+
+    #[test]
+    fn the_router_is_told_all_that_it_does_not_know_of_onion_services() {
+        let vm = |name: &str| -> wire::VmName { name.parse().unwrap() };
+        let served: Vms = ["a", "b"].map(|name| (vm(name), Vm { link_port: 2048, nature: Default::default() })).into();
+        let mut some = wire::onion::Onions::default();
+        some.authorised.insert(wire::onion::OnionAddress::of(&[1; 32]), [2; 32].into());
+        let none = wire::onion::Onions::default();
+        let wanted: Wanted = [(vm("a"), some.clone()), (vm("gone"), some.clone())].into();
+        let all: Wanted = [(vm("a"), some.clone()), (vm("b"), none.clone())].into();
+        assert_eq!(onion_changes(&served, &Wanted::new(), &wanted), all);
+        assert_eq!(onion_changes(&served, &all, &wanted), Wanted::new());
+        assert_eq!(onion_changes(&served, &all, &Wanted::new()), [(vm("a"), none)].into());
+    }
 
     #[test]
     fn changes_lead_from_what_is_to_what_is_wanted() {

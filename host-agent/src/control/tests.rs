@@ -3,7 +3,10 @@
 use std::time::Instant;
 
 use tempfile::TempDir;
-use wire::control::{FromInit, FromRouter, ToInit, ToRouter};
+use wire::{
+    control::{FromInit, FromRouter, ToInit, ToRouter},
+    onion::{OnionAddress, Onions},
+};
 
 use super::*;
 use crate::{children::Children, model::Model, status::RouterState, vms::Vm};
@@ -14,6 +17,7 @@ struct World {
     control: Control,
     vms: watch::Sender<Vms>,
     routes: watch::Sender<Arc<Table>>,
+    onions: watch::Sender<Wanted>,
 }
 
 fn world() -> World {
@@ -22,10 +26,12 @@ fn world() -> World {
     let network = TorNetwork { name: "t".into(), authorities: vec![], caches: vec![], local_addresses: true };
     let (vms, watched) = watch::channel(Vms::new());
     let (routes, tables) = watch::channel(table(1, ""));
-    let control = Control::new(shared.clone(), network, watched, tables, dir.path().join("relays.json"));
+    let (onions, onions_watched) = watch::channel(Wanted::new());
+    let kept = dir.path().join("relays.json");
+    let control = Control::new(shared.clone(), network, watched, tables, onions_watched, kept);
     let listener = UnixListener::bind(dir.path().join("s")).unwrap();
     tokio::spawn(control.clone().serve(listener));
-    World { dir, shared, control, vms, routes }
+    World { dir, shared, control, vms, routes, onions }
 }
 
 fn table(number: u64, text: &str) -> Arc<Table> {
@@ -80,14 +86,22 @@ async fn the_router_is_configured_and_follows_the_vms() {
     let mut router = connect(&world, Role::Router).await;
     is_configured(&mut router).await;
     let attach = |vm: &str, link_port| Some(ToRouter::Attach { vm: vm.parse().unwrap(), link_port });
+    let onions = |vm: &str, onions: &Onions| Some(ToRouter::Onions { vm: vm.parse().unwrap(), onions: onions.clone() });
     assert_eq!(read(&mut router).await.unwrap(), attach("a", 2048));
+    assert_eq!(read(&mut router).await.unwrap(), onions("a", &Onions::default()));
+    let mut some = Onions::default();
+    some.authorised.insert(OnionAddress::of(&[1; 32]), [2; 32].into());
+    world.onions.send_replace([("a".parse().unwrap(), some.clone()), ("b".parse().unwrap(), some.clone())].into());
+    assert_eq!(read(&mut router).await.unwrap(), onions("a", &some));
     world.vms.send_replace(vms("b", 2049));
     assert_eq!(read(&mut router).await.unwrap(), Some(ToRouter::Detach { vm: "a".parse().unwrap() }));
     assert_eq!(read(&mut router).await.unwrap(), attach("b", 2049));
+    assert_eq!(read(&mut router).await.unwrap(), onions("b", &some));
     // A restarted program begins anew, and the connection before it is closed.
     let mut again = connect(&world, Role::Router).await;
     is_configured(&mut again).await;
     assert_eq!(read(&mut again).await.unwrap(), attach("b", 2049));
+    assert_eq!(read(&mut again).await.unwrap(), onions("b", &some));
     assert_eq!(read::<ToRouter>(&mut router).await.unwrap(), None);
 }
 

@@ -1,9 +1,9 @@
-//! ARP (RFC 826): the gateway says where it is, and nothing else.
+//! ARP (RFC 826): the gateway says where it is, and asks where the VM is when a connection is to be made to it.
 //!
 //! Of the VM's network only the gateway's own address is answered for. In particular a probe for the VM's own address
 //! (RFC 5227) gets no answer, or the VM would think that somebody else has it.
 
-use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetProtocol};
+use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetProtocol};
 
 use crate::{
     config::{GATEWAY_ADDRESS, GATEWAY_MAC, VM_ADDRESS},
@@ -43,11 +43,26 @@ pub(crate) fn handle(payload: &[u8], outbox: &mut Outbox, counters: &mut Counter
     counters.arp_replies += 1;
 }
 
+/// Asks where the VM is. Its answer is a frame as any other, which tells it.
+pub(crate) fn ask(outbox: &mut Outbox, counters: &mut Counters) {
+    let question = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: GATEWAY_MAC,
+        source_protocol_addr: GATEWAY_ADDRESS,
+        target_hardware_addr: EthernetAddress([0; 6]),
+        target_protocol_addr: VM_ADDRESS,
+    };
+    outbox.push(counters, EthernetAddress::BROADCAST, EthernetProtocol::Arp, question.buffer_len(), |bytes| {
+        question.emit(&mut ArpPacket::new_unchecked(bytes));
+    });
+    counters.arp_requests += 1;
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 
-    use smoltcp::wire::{EthernetAddress, EthernetFrame};
+    use smoltcp::wire::EthernetFrame;
 
     use super::*;
 

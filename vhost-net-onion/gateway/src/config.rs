@@ -43,6 +43,11 @@ pub struct Config {
     pub flows_max: usize,
     /// Flows whose stream is not yet open. More SYNs are not answered, so that the VM tries them again.
     pub half_open_max: usize,
+    /// Connections to the VM, asked for and open, that count among the flows. Fewer than those, so that whoever calls the
+    /// VM leaves it room for its own.
+    pub inbound_max: usize,
+    /// Of these: those that the VM has not answered.
+    pub calling_max: usize,
     /// Bytes that a flow may have received and not yet given away, or have promised the VM to receive, at most.
     pub recv_bytes_max: usize,
     /// Bytes that a flow may hold for the VM, at most.
@@ -63,6 +68,8 @@ impl Default for Config {
         Config {
             flows_max: 1024,
             half_open_max: 256,
+            inbound_max: 256,
+            calling_max: 64,
             recv_bytes_max: 256 << 10,
             send_bytes_max: 256 << 10,
             buffers_bytes_max: 16 << 20,

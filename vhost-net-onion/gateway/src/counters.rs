@@ -32,6 +32,8 @@ pub struct Counters {
     /// Not sent: an ICMP error beyond the rate limit.
     pub dropped_icmp_limit: u64,
 
+    /// ARP requests sent: where the VM is.
+    pub arp_requests: u64,
     /// ARP requests answered.
     pub arp_replies: u64,
     /// Neighbour solicitations answered (IPv6's ARP).
@@ -98,6 +100,16 @@ pub struct Counters {
     pub refused_flows_full: u64,
     /// SYNs not answered because too many flows wait for their far end.
     pub ignored_half_open: u64,
+    /// Connections to the VM begun.
+    pub inbound_begun: u64,
+    /// Of these: accepted by the VM.
+    pub inbound_accepted: u64,
+    /// Of these: refused by the VM.
+    pub inbound_refused: u64,
+    /// Of these: not answered by the VM.
+    pub inbound_timed_out: u64,
+    /// Connections to the VM that were not begun, as there were too many.
+    pub inbound_limited: u64,
     /// RST segments to the VM.
     pub resets: u64,
 
@@ -155,6 +167,9 @@ impl Counters {
             ("flows_expired", self.flows_expired),
             ("flows_full", self.refused_flows_full),
             ("half_open", self.ignored_half_open),
+            ("inbound_refused", self.inbound_refused),
+            ("inbound_timed_out", self.inbound_timed_out),
+            ("inbound_limited", self.inbound_limited),
             ("duplicates", self.duplicates),
             ("out_of_order", self.dropped_out_of_order),
             ("unacceptable", self.dropped_unacceptable),

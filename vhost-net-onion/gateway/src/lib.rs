@@ -9,7 +9,7 @@
 //! ```text
 //!              frames                                    events, bytes
 //!   VM  ─ handle_frame ─▶ ┌──────────────────────────┐ ─ poll_event ─▶     pump ─▶ Tor
-//!       ◀─ poll_frame ─── │ gateway                  │ ◀─ connected, failed
+//!       ◀─ poll_frame ─── │ gateway                  │ ◀─ connected, failed, open
 //!                         │ arp ndp dhcp dns ntp icmp│ ◀─ send, finish, reset
 //!    clock ─ poll_timeout │ tcp: demultiplexer, flows│ ── recv ─▶
 //!          ─ handle_timeout └────────────────────────┘
@@ -29,7 +29,7 @@
 //! | NTP, the time protocol to the gateway | the time that the pump told (`ntp`, `time`) |
 //! | TCP to a made-up address, or to any remote address | a flow; its SYN is answered when the far end has accepted (`tcp`) |
 //! | TCP to the gateway: DNS, SOCKS5, HTTP's CONNECT | accepted at once; a proxy's request becomes a flow (`service`) |
-//! | TCP to the gateway's other ports, any segment of no flow | RST |
+//! | TCP to the gateway's other ports, any segment of no flow | RST, but for answers to a connection that the pump wanted ([`Gateway::open`]) |
 //! | TCP to a made-up address that stands for no name, to the VM's own network, to link-local addresses | ICMP host unreachable |
 //! | ICMP echo to the gateway | answered (`icmp`, `icmpv6`) |
 //! | errors of ICMP about a segment of a flow | the flow is reset, or sends smaller segments (`tcp`) |
@@ -152,7 +152,8 @@ pub enum Failure {
 
 /// What the pump is to do next.
 ///
-/// Every flow begins with `Connect` and ends with exactly one `Closed`, whoever ended it; between the two come the
+/// Every flow that the VM begins is told with `Connect`; one to the VM begins with [`Gateway::open`], and `Accepted` or
+/// `Declined` says what the VM answered. Every flow ends with exactly one `Closed`, whoever ended it; between the two come the
 /// others. `Closed` without `Finished` before it means that the flow broke off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -165,6 +166,10 @@ pub enum Event {
         /// What a program gave the gateway's proxy. Flows of different ones must never share a circuit.
         credential: Option<Credential>,
     },
+    /// The VM has accepted a connection that [`Gateway::open`] asked for: it is open like any other.
+    Accepted(FlowId),
+    /// The VM refuses such a connection, or does not answer. `Closed` follows.
+    Declined(FlowId, Failure),
     /// [`Gateway::recv`] has bytes. Comes again only after `recv` returned all there were, and then more came.
     Readable(FlowId),
     /// [`Gateway::send`] takes bytes again, after it took less than it was offered.
@@ -236,7 +241,9 @@ impl Gateway {
             self.counters.dropped_destination += 1;
             return;
         }
-        self.outbox.vm_is_at(frame.src_addr());
+        if self.outbox.vm_is_at(frame.src_addr()) {
+            self.with_tcp(now, |tcp, around| tcp.vm_appeared(around));
+        }
         match frame.ethertype() {
             EthernetProtocol::Arp => arp::handle(frame.payload(), &mut self.outbox, &mut self.counters),
             EthernetProtocol::Ipv4 => self.handle_ipv4(now, offload, frame.payload(), to_group),
@@ -296,6 +303,13 @@ impl Gateway {
                 return Some(event);
             }
         }
+    }
+
+    /// Connects to a TCP port of the VM, from the gateway's address. The answer is [`Event::Accepted`] or
+    /// [`Event::Declined`]. `None` when there are too many such flows ([`Config::inbound_max`]).
+    #[must_use]
+    pub fn open(&mut self, now: Instant, port: u16) -> Option<FlowId> {
+        self.with_tcp(now, |tcp, around| tcp.call(around, port))
     }
 
     /// The stream of a flow is open: now the VM's connect succeeds.

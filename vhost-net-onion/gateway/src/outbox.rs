@@ -35,9 +35,16 @@ impl Outbox {
         Outbox { frames: VecDeque::new(), frames_max, is_next: true, vm_mac: EthernetAddress::BROADCAST }
     }
 
-    /// Learns the Ethernet address that the VM uses now.
-    pub(crate) fn vm_is_at(&mut self, mac: EthernetAddress) {
+    /// Learns the Ethernet address that the VM uses now. Whether none was known before.
+    pub(crate) fn vm_is_at(&mut self, mac: EthernetAddress) -> bool {
+        let is_first = !self.knows_vm();
         self.vm_mac = mac;
+        is_first
+    }
+
+    /// Whether the VM has said anything yet.
+    pub(crate) fn knows_vm(&self) -> bool {
+        self.vm_mac != EthernetAddress::BROADCAST
     }
 
     /// Where the VM is, or the broadcast address before it said anything.

@@ -13,6 +13,8 @@
 //! place of the one that was not used for the longest time, those that are over first; a flow that still waits for its
 //! far end is never evicted. Every step is O(1), and an idle flow has no buffers.
 //!
+//! Connections to the VM are flows too, which the pump begins ([`inbound`]).
+//!
 //! - [`flow`]: one flow and its states; [`table`]: all of them; [`drive`]: moving them along; [`events`].
 //! - [`open`]: a connection, of the halves [`receiver`] (on [`chunks`]) and [`sender`] (on [`queue`] and [`rto`]).
 //! - [`segment`] and [`icmp_error`]: from the VM; [`emit`]: to the VM; [`number`], [`budget`], [`keyed`].
@@ -24,6 +26,7 @@ mod emit;
 mod events;
 mod flow;
 mod icmp_error;
+mod inbound;
 mod keyed;
 mod number;
 mod open;
@@ -35,7 +38,7 @@ mod sender;
 mod table;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fmt,
     hash::{BuildHasher as _, Hasher as _},
     sync::Arc,
@@ -89,6 +92,12 @@ pub(crate) struct Around<'a> {
 pub(crate) struct Tcp {
     half_open_max: usize,
     policy: Arc<dyn Policy>,
+    inbound_max: usize,
+    calling_max: usize,
+    /// Flows whose SYN to the VM is not answered.
+    calling: BTreeSet<FlowId>,
+    /// Where the next call comes from.
+    call_port: u16,
     abilities: Abilities,
     began: Instant,
     /// For the numbers of our SYNs.
@@ -114,6 +123,11 @@ impl Tcp {
         Tcp {
             half_open_max: config.half_open_max,
             policy: Arc::clone(&config.policy),
+            inbound_max: config.inbound_max,
+            calling_max: config.calling_max,
+            calling: BTreeSet::new(),
+            // Not the same after each restart, for the VM may remember connections from before.
+            call_port: numbers[0] as u16,
             abilities: Abilities::default(),
             began: now,
             secret: Keyed(numbers),
@@ -175,6 +189,10 @@ impl Tcp {
                     // The VM gave the first connect up, and uses the port again: the same target, so the same stream.
                     self.table.change(id, |state| *state = State::Opening(segment.syn()));
                 }
+            }
+            Some((id, State::Calling(call))) => {
+                let call = *call;
+                self.answered(around, id, call, &segment);
             }
             Some((id, State::Silent { .. })) => {
                 if !segment.is_first() {
@@ -293,6 +311,8 @@ impl Tcp {
         match &flow.state {
             State::Opening(syn) => self.refuse_syn(around, &flow.key, *syn),
             State::Open(_) => self.abort(around, id),
+            // If the VM answers yet, it gets an RST as for any segment of no flow.
+            State::Calling(_) => {}
             State::Silent { .. } | State::TimeWait { .. } => return,
         }
         self.remove(around, id);

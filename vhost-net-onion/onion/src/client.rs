@@ -11,6 +11,7 @@ use std::{
 use arti_client::{TorClient, TorClientConfig, config::TorClientConfigBuilder, status::BootstrapStatus};
 use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use tokio::sync::Semaphore;
+use tor_keymgr::config::ArtiKeystoreKind;
 use tor_linkspec::HasAddrs;
 use tor_netdir::{DirEvent, Timeliness};
 use tor_rtcompat::{CompoundRuntime, RuntimeSubstExt, tokio::TokioRustlsRuntime};
@@ -19,6 +20,7 @@ use wire::{network::TorNetwork, route::Country};
 use crate::{
     countries::RelayCountries,
     dialler::{Dial, DiallerProvider},
+    discovery::Discovery,
     exits::Exits,
     network::arti_network,
     vm::VmClient,
@@ -76,7 +78,8 @@ pub enum OnionError {
 
 /// One Tor client.
 pub struct Onion {
-    client: Client,
+    pub(crate) client: Client,
+    pub(crate) discovery: Arc<Discovery>,
     local_addresses: bool,
     preparing: Arc<Semaphore>,
     countries: RelayCountries,
@@ -95,14 +98,16 @@ impl Onion {
         // A second installation of the provider fails, and changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = Tokio::current().map_err(OnionError::Runtime)?.with_tcp_provider(DiallerProvider(dial));
+        forget_services(settings);
         let client = TorClient::with_runtime(runtime)
             .config(configuration(settings)?)
             .create_unbootstrapped_async()
             .await
             .map_err(|error| OnionError::Start(Box::new(error)))?;
         let preparing = Arc::new(Semaphore::new(PREPARED_AT_A_TIME));
+        let discovery = Arc::new(Discovery::new(Arc::clone(&client)));
         let (local_addresses, countries) = (settings.network.local_addresses, RelayCountries::default());
-        Ok(Onion { client, local_addresses, preparing, countries })
+        Ok(Onion { client, discovery, local_addresses, preparing, countries })
     }
 
     /// Fetches the directory and connects to a guard. Returns once streams can be opened.
@@ -156,7 +161,8 @@ impl Onion {
     #[must_use]
     pub fn vm_client(&self) -> VmClient {
         let exits = Exits::new(Arc::clone(&self.client), self.local_addresses, self.countries.clone());
-        VmClient::new(self.client.isolated_client(), exits, Arc::clone(&self.preparing))
+        let onions = self.client.isolated_client();
+        VmClient::new(onions, exits, Arc::clone(&self.discovery), Arc::clone(&self.preparing))
     }
 }
 
@@ -171,10 +177,22 @@ impl From<BootstrapStatus> for Status {
     }
 }
 
+/// Removes what arti has kept of onion services: their keys were in memory, so it belongs to nothing.
+fn forget_services(settings: &Settings) {
+    for kept in ["hss", "keystore"] {
+        // Mostly there is nothing.
+        let _ = std::fs::remove_dir_all(state_dir(settings).join(kept));
+    }
+}
+
+fn state_dir(settings: &Settings) -> PathBuf {
+    settings.state_dir.join("state")
+}
+
 fn configuration(settings: &Settings) -> Result<TorClientConfig, OnionError> {
     let (authorities, caches) = arti_network(&settings.network)?;
-    let (state, cache) = (settings.state_dir.join("state"), settings.state_dir.join("cache"));
-    let mut config = TorClientConfigBuilder::from_directories(state, cache);
+    let mut config = TorClientConfigBuilder::from_directories(state_dir(settings), settings.state_dir.join("cache"));
+    config.storage().keystore().primary().kind(ArtiKeystoreKind::Ephemeral.into());
     *config.tor_network().authorities().v3idents() = authorities;
     config.tor_network().set_fallback_caches(caches);
     if settings.network.local_addresses {

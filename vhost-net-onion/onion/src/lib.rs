@@ -9,6 +9,9 @@
 //! (`circuits` says which may share one), and says why it could not ([`ConnectError`]), in the three ways that a VM can
 //! be told: refused, unreachable, no answer.
 //!
+//! [`Onion::publish`] runs an onion service, whose streams ([`ServiceStream`]) wait until somebody accepts them. Its
+//! secrets are in memory only (arti's ephemeral keystore): nothing of them is written to the state directory.
+//!
 //! This crate is thin on purpose: arti takes minutes to build, and what builds on this crate should not. So its futures
 //! and streams come in boxes: an `async fn` is compiled where it is awaited, and with it the arti inside it.
 
@@ -16,9 +19,12 @@ mod circuits;
 mod client;
 mod countries;
 mod dialler;
+mod discovery;
 mod exits;
 mod failure;
 mod network;
+mod probe;
+mod service;
 mod stream;
 mod target;
 mod vm;
@@ -29,6 +35,7 @@ pub use client::{Onion, OnionError, Settings, Status};
 pub use dialler::{Dial, DialledStream};
 pub use failure::{ConnectError, ResolveError};
 pub use network::public_network;
+pub use service::{OnionService, Refusal, ServiceError, ServiceStatus, ServiceStream};
 pub use stream::{CircuitInfo, OnionStream};
 pub use vm::{CircuitOf, Usage, VmClient};
 pub use way::Way;

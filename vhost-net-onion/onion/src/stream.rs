@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tor_linkspec::HasRelayIds;
 use tor_proto::{Error as ProtoError, client::stream::ClientStreamCtrl};
 
-use crate::{circuits::Lease, network::hex};
+use crate::{circuits::Lease, network::hex, service::Held};
 
 /// A stream through the Tor network. Dropping it ends it, both ways: Tor has no half-close (tor-spec, "Closing
 /// streams": an END cell ends the whole stream), so shutting down the write side only flushes.
@@ -23,7 +23,7 @@ pub struct OnionStream {
     inner: DataStream,
     circuit: Option<CircuitInfo>,
     /// Held while the stream lives, so that whoever assigns streams to circuits knows of it.
-    _held: (Option<Lease>, Option<InUse>),
+    _held: (Option<Lease>, Option<InUse>, Option<Held>),
 }
 
 /// Which circuit carries a stream.
@@ -42,7 +42,12 @@ impl OnionStream {
     pub(crate) fn new(inner: DataStream, onion: bool, lease: Option<Lease>, circuits: &Circuits) -> OnionStream {
         let circuit = CircuitInfo::of(&inner, onion);
         let in_use = circuit.as_ref().map(|circuit| circuits.in_use(&circuit.id));
-        OnionStream { inner, circuit, _held: (lease, in_use) }
+        OnionStream { inner, circuit, _held: (lease, in_use, None) }
+    }
+
+    /// A stream that came to an onion service.
+    pub(crate) fn incoming(inner: DataStream, held: Held) -> OnionStream {
+        OnionStream { inner, circuit: None, _held: (None, None, Some(held)) }
     }
 
     /// The circuit of this stream; `None` when it was gone as soon as the stream was open.

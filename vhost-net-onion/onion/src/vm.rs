@@ -1,6 +1,7 @@
 //! The Tor client of one VM.
 
 use std::{
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -13,11 +14,16 @@ use arti_client::{ErrorKind, HasKind, IsolationToken, StreamPrefs, TorAddr};
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tor_circmgr::TargetPort;
-use wire::route::Exit;
+use tor_hscrypto::pk::HsId;
+use wire::{
+    onion::{OnionAddress, Secret},
+    route::Exit,
+};
 
 use crate::{
     circuits::{Credential, Spread},
     client::Client,
+    discovery::{ClientKey, Discovery, hsid_of},
     exits::Exits,
     failure::{Attempt, ConnectError, ResolveError, judge},
     stream::{Circuits, OnionStream},
@@ -38,6 +44,9 @@ pub struct VmClient(Arc<Inner>);
 struct Inner {
     /// For onion services.
     onions: Client,
+    discovery: Arc<Discovery>,
+    /// The restricted services that the VM may reach.
+    authorised: Mutex<HashMap<HsId, ClientKey>>,
     exits: Exits,
     spread: Mutex<Spread>,
     circuits: Circuits,
@@ -69,9 +78,11 @@ pub struct CircuitOf<'a> {
 impl VmClient {
     /// A client whose streams to onion services go through `onions`, which no other VM may have, and all others through
     /// `exits`.
-    pub(crate) fn new(onions: Client, exits: Exits, preparing: Arc<Semaphore>) -> VmClient {
+    pub(crate) fn new(onions: Client, exits: Exits, discovery: Arc<Discovery>, preparing: Arc<Semaphore>) -> VmClient {
         VmClient(Arc::new(Inner {
             onions,
+            discovery,
+            authorised: Mutex::default(),
             exits,
             spread: Mutex::new(Spread::new()),
             circuits: Circuits::default(),
@@ -88,6 +99,17 @@ impl VmClient {
         }
     }
 
+    /// From now on the VM may reach these restricted services, with keys of its own, and no others. For new streams only.
+    pub fn authorise(&self, keys: &BTreeMap<OnionAddress, Secret>) {
+        let key = |(onion, key): (&OnionAddress, &Secret)| {
+            let onion = hsid_of(onion.as_str())?;
+            Some((onion, self.0.discovery.key(onion, key)))
+        };
+        let authorised = keys.iter().filter_map(key).collect();
+        let before = std::mem::replace(&mut *self.0.authorised(), authorised);
+        drop(before);
+    }
+
     /// Opens a stream to `host` (a name, an `.onion` name, or an address) and `port`. Returns once the far end has
     /// accepted, if the way is not optimistic. The name is resolved at the exit, never here. Streams with different
     /// credentials, and those without one, never share a circuit, unless the way says so.
@@ -102,7 +124,7 @@ impl VmClient {
     ) -> BoxFuture<'a, Result<OnionStream, ConnectError>> {
         let connected = async move {
             match Target::new(host, port, self.0.exits.local_addresses)? {
-                Target::Onion(target) => self.connect_onion(&target, circuit).await,
+                Target::Onion(target) => self.connect_onion(host, &target, circuit).await,
                 Target::Exit { host, port } => self.connect_exit(&host, port, circuit).await,
             }
         };
@@ -178,9 +200,11 @@ impl VmClient {
 
     async fn connect_onion(
         &self,
+        host: &str,
         target: &TorAddr,
         CircuitOf { destination, credential, way }: CircuitOf<'_>,
     ) -> Result<OnionStream, ConnectError> {
+        let _key = self.0.discovery.enter(hsid_of(host), |onion| self.0.authorised().get(onion).cloned()).await?;
         let mut token = self.0.spread().onion(destination, credential, way);
         let mut attempt = 1;
         loop {
@@ -210,6 +234,10 @@ impl VmClient {
 }
 
 impl Inner {
+    fn authorised(&self) -> MutexGuard<'_, HashMap<HsId, ClientKey>> {
+        self.authorised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn spread(&self) -> MutexGuard<'_, Spread> {
         self.spread.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -64,6 +64,14 @@ enum Step<'a> {
     },
     /// The VM's part of a connection that is established, if the pump plays its own.
     Handshake(u8),
+    /// A stream comes to the VM, and what the VM says to the one that came last.
+    Open,
+    Answer {
+        flags: Flags,
+        seq: Delta,
+        ack: Delta,
+        data: &'a [u8],
+    },
     Name(&'a [u8]),
     Wait(u16),
     Connected(u8),
@@ -131,6 +139,9 @@ impl Delta {
     }
 }
 
+/// The VM's port that streams come to.
+const CALLED: u8 = 200;
+
 /// Ports of the gateway's services by TCP.
 const SERVICES: [u16; 3] = [53, 8118, 9050];
 
@@ -142,6 +153,8 @@ struct World {
     next: [(u32, u32); 4],
     /// The same for the connections to [`SERVICES`].
     next_of_service: [(u32, u32); 3],
+    /// The same for the connection to [`CALLED`] that was asked for last, and its port of the gateway.
+    call: (u16, u32, u32),
     stall_events: bool,
     stall_frames: bool,
     connects: usize,
@@ -158,6 +171,7 @@ fuzz_target!(|steps: Vec<Step>| {
         flows: vec![],
         next: [(0, 0); 4],
         next_of_service: [(0, 0); 3],
+        call: (0, 0, 0),
         stall_events: false,
         stall_frames: false,
         connects: 0,
@@ -218,6 +232,17 @@ impl World {
                 self.take_frames();
                 let numbers = self.next[usize::from(port % 4)];
                 self.segment(port, Flags::Ack, numbers, u16::MAX, &[], &[]);
+            }
+            Step::Open => {
+                if let Some(flow) = self.gateway.open(now, CALLED.into()) {
+                    self.flows.push(flow);
+                    self.connects += 1;
+                }
+            }
+            Step::Answer { flags, seq, ack, data } => {
+                let (port, next_seq, next_ack) = self.call;
+                let data = &data[..data.len().min(1400)];
+                self.to_gateway(CALLED, port, flags, (seq.from(next_seq), ack.from(next_ack)), data);
             }
             Step::Name(query) => {
                 let mut datagram = vec![1, 1, 0, 53];
@@ -308,6 +333,7 @@ impl World {
                     self.flows.retain(|known| *known != flow);
                     self.closes += 1;
                 }
+                Event::Accepted(flow) | Event::Declined(flow, _) => assert!(self.flows.contains(&flow)),
                 Event::Readable(flow) | Event::Writable(flow) | Event::Finished(flow) => {
                     assert!(self.flows.contains(&flow));
                 }
@@ -326,6 +352,7 @@ impl World {
                 let control = u32::from(frame[47] & 3 != 0);
                 let next = (number(42), number(38).wrapping_add(length as u32 + control));
                 match frame[37] {
+                    CALLED => self.call = (u16::from_be_bytes([frame[34], frame[35]]), next.0, next.1),
                     port @ 101..=103 => self.next_of_service[usize::from(port - 101)].1 = next.1,
                     port => self.next[usize::from(port.wrapping_sub(1) % 4)] = next,
                 }

@@ -60,6 +60,7 @@ impl Gateway {
                 self.begin_service(*flow, target.port);
                 return None;
             }
+            Event::Accepted(_) | Event::Declined(..) => return Some(event),
             Event::Readable(flow) | Event::Writable(flow) | Event::Finished(flow) | Event::Closed(flow) => *flow,
         };
         if self.services.ended.contains(&flow) {
@@ -74,7 +75,7 @@ impl Gateway {
             Event::Closed(_) => return service.announced.then_some(event),
             Event::Readable(_) => service.readable = true,
             Event::Finished(_) => service.finished = true,
-            Event::Writable(_) | Event::Connect { .. } => {}
+            Event::Writable(_) | Event::Connect { .. } | Event::Accepted(_) | Event::Declined(..) => {}
         }
         self.drive_service(flow, &mut service);
         let is_for_pump = match event {

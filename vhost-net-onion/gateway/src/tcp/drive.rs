@@ -104,6 +104,9 @@ impl Tcp {
     fn expire(&mut self, around: &mut Around<'_>, id: FlowId) {
         let Some(flow) = self.table.get_mut(id) else { return };
         let used = flow.used;
+        if let State::Calling(_) = flow.state {
+            return self.call_again(around, id);
+        }
         let State::Open(open) = &mut flow.state else { return self.remove(around, id) };
         if open.end(used).is_some_and(|at| at <= around.now) {
             around.counters.flows_expired += 1;
@@ -221,6 +224,7 @@ impl Tcp {
         if let State::Open(open) = &flow.state {
             self.budget.close(&open.share);
         }
+        self.calling.remove(&id);
         around.names.release(flow.key.remote);
         // Numbers of flows that are gone stay in the queue until their turn; this bounds them.
         if self.ready.len() > 2 * self.table.len() + 64 {
@@ -253,7 +257,7 @@ impl Tcp {
 /// Whether the pump need not hear of something any more.
 pub(super) fn is_stale(table: &Table, event: &Event) -> bool {
     match event {
-        Event::Finished(_) | Event::Closed(_) => false,
+        Event::Accepted(_) | Event::Declined(..) | Event::Finished(_) | Event::Closed(_) => false,
         Event::Connect { .. } | Event::Readable(_) | Event::Writable(_) => {
             let flow = table.get(events::flow_of(event));
             !matches!(flow.map(|flow| &flow.state), Some(State::Opening(_) | State::Open(_)))

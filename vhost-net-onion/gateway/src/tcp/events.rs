@@ -41,6 +41,8 @@ pub(super) fn flow_of(event: &Event) -> FlowId {
         Event::Connect { flow, .. }
         | Event::Readable(flow)
         | Event::Writable(flow)
+        | Event::Accepted(flow)
+        | Event::Declined(flow, _)
         | Event::Finished(flow)
         | Event::Closed(flow) => *flow,
     }

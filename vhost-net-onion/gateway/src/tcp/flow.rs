@@ -3,6 +3,7 @@
 //! | state | what the VM's segments do | what the pump may do |
 //! | --- | --- | --- |
 //! | `Opening` | the SYN again: nothing; RST or other: ends it | `connected`, `failed`, `reset` |
+//! | `Calling` (the VM is asked) | [`super::inbound`] says what | `reset` |
 //! | `Open` | the business of its [`Open`] | `send`, `recv`, `finish`, `reset`; `connected`, `failed` if optimistic |
 //! | `Silent` (the far end did not answer) | the SYN again: nothing, until it is forgotten | nothing, it is closed |
 //! | `TimeWait` (RFC 9293, section 3.6.1) | a FIN again: acknowledged again; a new SYN: a new flow | nothing, it is closed |
@@ -13,7 +14,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{number::Seq, open::Open, segment::Syn};
+use super::{
+    inbound::{Call, is_inbound},
+    number::Seq,
+    open::Open,
+    segment::Syn,
+};
 use crate::FlowId;
 
 /// How long a half-closed flow may be idle. RFC 5382 asks NATs for 4 minutes in this state.
@@ -78,6 +84,7 @@ pub(super) struct Flow {
 #[derive(Debug)]
 pub(super) enum State {
     Opening(Syn),
+    Calling(Call),
     Open(Box<Open>),
     Silent { until: Instant },
     TimeWait { last: Last, until: Instant },
@@ -95,6 +102,7 @@ impl Flow {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.state {
             State::Opening(_) => None,
+            State::Calling(call) => Some(call.due),
             State::Open(open) => {
                 let end = open.end(self.used);
                 open.sender.timer().into_iter().chain(end).min()
@@ -108,7 +116,12 @@ impl Flow {
         match &self.state {
             State::Opening(_) => true,
             State::Open(open) => !open.far_end_accepted,
-            State::Silent { .. } | State::TimeWait { .. } => false,
+            State::Calling(_) | State::Silent { .. } | State::TimeWait { .. } => false,
         }
+    }
+
+    /// Whether it counts as a connection to the VM: being asked for, or open.
+    pub(super) fn is_inbound(&self) -> bool {
+        is_inbound(&self.key) && matches!(self.state, State::Calling(_) | State::Open(_))
     }
 }

@@ -45,7 +45,13 @@ struct IcmpError {
 impl Tcp {
     /// Handles an ICMP or ICMPv6 message, whose checksum is right, that is no request.
     pub(crate) fn handle_icmp(&mut self, around: &mut Around<'_>, packet: &ip::Packet<'_>) {
-        let found = IcmpError::parse(packet).and_then(|error| {
+        let error = IcmpError::parse(packet);
+        if let Some(IcmpError { kind: Kind::Hard, key, seq }) = &error
+            && self.reject_call(around, key, *seq)
+        {
+            return;
+        }
+        let found = error.and_then(|error| {
             let id = self.table.find(&error.key)?;
             let open = self.open_flow(id).filter(|open| open.sender.is_on_its_way(error.seq))?;
             Some((error, id, open))

@@ -92,8 +92,7 @@ impl Open {
     /// Answers a SYN.
     pub(super) fn new(opening: Opening, now: Instant) -> Open {
         let Opening { syn, iss, mss, window_max, share } = opening;
-        let wanted = (0..14).find(|shift| window_max >> shift <= usize::from(u16::MAX)).unwrap_or(14);
-        let scale = syn.options.window_scale.map(|_| wanted);
+        let scale = syn.options.window_scale.map(|_| scale(window_max));
         let window = u16::try_from(share.recv()).unwrap_or(u16::MAX);
         Open {
             sender: Sender::new(iss, syn.window, syn.options.window_scale.unwrap_or(0), mss, syn.seq),
@@ -112,6 +111,14 @@ impl Open {
             is_finishing: false,
             is_awaited: false,
         }
+    }
+
+    /// Takes the VM's answer to our SYN, of the number `iss`.
+    pub(super) fn answered(opening: Opening, now: Instant) -> Open {
+        let mut open = Open::new(opening, now);
+        open.sender.establish();
+        open.owed = true;
+        open
     }
 
     /// Handles a segment of the VM.
@@ -302,4 +309,9 @@ impl Open {
             (false, _) => Some(self.heard + UNANSWERED),
         }
     }
+}
+
+/// By how many bits windows are to be shifted, so that the largest one fits (RFC 7323, section 2.2).
+pub(super) fn scale(window_max: usize) -> u8 {
+    (0..14).find(|shift| window_max >> shift <= usize::from(u16::MAX)).unwrap_or(14)
 }

@@ -105,6 +105,13 @@ impl Sender {
         }
     }
 
+    /// The SYN was sent by other means, and the VM has acknowledged it.
+    pub(super) fn establish(&mut self) {
+        self.is_established = true;
+        (self.una, self.next, self.max, self.recovered) = (self.base, self.base, self.base, self.base);
+        self.told.1 = self.base;
+    }
+
     /// Whether the VM has acknowledged the SYN.
     pub(super) fn is_established(&self) -> bool {
         self.is_established

@@ -27,6 +27,7 @@ pub(super) struct Table {
     next: u64,
     flows_max: usize,
     half_open: usize,
+    inbound: usize,
 }
 
 /// The place of a flow, which is also its number among the timers.
@@ -44,6 +45,7 @@ impl Table {
             next: 0,
             flows_max: flows_max.min(1 << PLACE_BITS),
             half_open: 0,
+            inbound: 0,
         }
     }
 
@@ -60,6 +62,11 @@ impl Table {
     /// How many flows wait for their far end.
     pub(super) fn half_open(&self) -> usize {
         self.half_open
+    }
+
+    /// How many connections to the VM there are.
+    pub(super) fn inbound(&self) -> usize {
+        self.inbound
     }
 
     /// The flow of a connection.
@@ -92,6 +99,7 @@ impl Table {
         self.next += 1;
         let flow = Flow { id, key, state, used: now, announced: false, ready: false };
         self.half_open += usize::from(flow.is_half_open());
+        self.inbound += usize::from(flow.is_inbound());
         self.flows[place as usize] = Some(Box::new(flow));
         self.keys.insert(key, id);
         id
@@ -100,10 +108,11 @@ impl Table {
     /// Changes the state of a flow and returns what it was.
     pub(super) fn change<R>(&mut self, id: FlowId, change: impl FnOnce(&mut State) -> R) -> Option<R> {
         let flow = self.get_mut(id)?;
-        let was_half_open = flow.is_half_open();
+        let (was_half_open, was_inbound) = (flow.is_half_open(), flow.is_inbound());
         let result = change(&mut flow.state);
-        let is_half_open = flow.is_half_open();
+        let (is_half_open, is_inbound) = (flow.is_half_open(), flow.is_inbound());
         self.half_open = self.half_open + usize::from(is_half_open) - usize::from(was_half_open);
+        self.inbound = self.inbound + usize::from(is_inbound) - usize::from(was_inbound);
         Some(result)
     }
 
@@ -111,7 +120,7 @@ impl Table {
     pub(super) fn touch(&mut self, id: FlowId, now: Instant) {
         let Some(flow) = self.get_mut(id) else { return };
         flow.used = now;
-        if flow.is_half_open() {
+        if flow.is_half_open() || matches!(flow.state, State::Calling(_)) {
             return;
         }
         let list = if matches!(flow.state, State::Open(_)) { IN_USE } else { OVER };
@@ -132,6 +141,7 @@ impl Table {
         self.keys.remove(&flow.key);
         self.recency.remove(place(id));
         self.half_open -= usize::from(flow.is_half_open());
+        self.inbound -= usize::from(flow.is_inbound());
         Some(flow)
     }
 }

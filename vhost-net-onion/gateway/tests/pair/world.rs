@@ -214,6 +214,21 @@ impl World {
         self.sockets.add(socket)
     }
 
+    /// The VM begins to listen.
+    pub(crate) fn listen(&mut self, port: u16) -> SocketHandle {
+        let buffer = || tcp::SocketBuffer::new(vec![0; 64 << 10]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.listen(port).unwrap();
+        self.sockets.add(socket)
+    }
+
+    /// A stream comes to a port of the VM.
+    pub(crate) fn call(&mut self, port: u16) -> Option<FlowId> {
+        let flow = self.gateway.open(self.now, port)?;
+        assert!(self.flows.insert(flow, Far { writable: true, ..Far::default() }).is_none());
+        Some(flow)
+    }
+
     /// A connection that is established, and its flow.
     pub(crate) fn established(&mut self) -> (SocketHandle, FlowId) {
         let handle = self.connect(REMOTE, 80);
@@ -359,6 +374,7 @@ impl World {
                 }
                 *flow
             }
+            Event::Accepted(flow) | Event::Declined(flow, _) => *flow,
             Event::Readable(flow) | Event::Writable(flow) | Event::Finished(flow) | Event::Closed(flow) => *flow,
         };
         let far = self.flows.get_mut(&flow).expect("events only of flows that were announced");
