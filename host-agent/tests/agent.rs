@@ -286,6 +286,7 @@ fn onion_services_are_told_to_the_router_and_shown_as_it_finds_them() {
     assert!(world.oht(&["vm", "add", "web"]).status.success());
     let mut router = world.connect("r/vsock_1024", Role::Router);
     assert!(matches!(order(&mut router), ToRouter::Configure { .. }));
+    assert!(matches!(order(&mut router), ToRouter::Routes(_)));
     assert!(matches!(order(&mut router), ToRouter::Attach { .. }));
     let mut onions = || match order(&mut router) {
         ToRouter::Onions { vm, onions } if vm.as_str() == "web" => onions,
