@@ -185,8 +185,8 @@ impl Vm {
     /// Tells the agent which circuit a stream is on; a report that finds no room is left out, as streams are many.
     fn observer(&self) -> Arc<dyn Fn(CircuitInfo) + Send + Sync> {
         let (vm, reports) = (self.name.clone(), self.reports.clone());
-        Arc::new(move |CircuitInfo { id, relays, onion }| {
-            let _ = reports.try_send(FromRouter::Stream { vm: vm.clone(), circuit: id, relays, onion });
+        Arc::new(move |CircuitInfo { id, relays, onion, exit }| {
+            let _ = reports.try_send(FromRouter::Stream { vm: vm.clone(), circuit: id, relays, onion, exit });
         })
     }
 

@@ -12,7 +12,10 @@ use tracing::{Event as LogRecord, Subscriber, field::Field};
 use tracing_subscriber::{Layer, layer::Context};
 use utoipa::ToSchema;
 
-use crate::status::{CircuitStatus, RouterState, Status, TorStatus, VmUsage};
+use crate::{
+    keys::report::KeyTree,
+    status::{CircuitStatus, RouterState, Status, TorStatus, VmUsage},
+};
 
 /// Events that wait for a listener.
 pub const QUEUE_EVENTS: usize = 1024;
@@ -75,6 +78,11 @@ pub enum Event {
         /// Its process ID; none when it has ended.
         pid: Option<u32>,
     },
+    /// Something was done with the keys, or a minute has passed.
+    Keys {
+        /// How they are.
+        tree: Box<KeyTree>,
+    },
     /// Something failed.
     Failure {
         /// What was attempted and why it failed.
@@ -123,9 +131,15 @@ impl Default for Events {
 impl Events {
     /// Announces what `event` makes; it is not called when nobody listens.
     pub fn announce(&self, event: impl FnOnce() -> Event) {
-        if self.0.receiver_count() > 0 {
+        if self.are_heard() {
             let _nobody_listens_any_more = self.0.send(event());
         }
+    }
+
+    /// Whether somebody listens.
+    #[must_use]
+    pub fn are_heard(&self) -> bool {
+        self.0.receiver_count() > 0
     }
 
     /// Listens from now on.

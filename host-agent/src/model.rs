@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
@@ -12,6 +13,7 @@ use wire::{
     VmName,
     control::FromRouter,
     onion::{Reachability, ServiceName},
+    route::Country,
 };
 
 use crate::{
@@ -46,6 +48,8 @@ pub struct Model {
     pub tor: TorStatus,
     /// Who is told what changes.
     pub events: Events,
+    /// In which countries relays are, as far as it is known.
+    pub countries: BTreeMap<Ipv4Addr, Country>,
     processes: BTreeMap<String, Process>,
     vms: BTreeMap<VmName, Vm>,
     services: BTreeMap<(VmName, ServiceName), (Reachability, String)>,
@@ -227,7 +231,11 @@ impl Model {
                     self.events.announce(|| Event::Link { vm: vm.to_string(), up });
                 }
             }
-            FromRouter::Stream { vm, circuit, relays, onion } => self.stream(&vm, circuit, relays, onion, unix_s),
+            FromRouter::Stream { vm, circuit, relays, onion, exit } => {
+                let country = exit.and_then(|exit| self.countries.get(&exit)).map(ToString::to_string);
+                let (vm, streams, last) = (vm.to_string(), 0, unix_s);
+                self.stream(CircuitStatus { vm, circuit, relays, onion, country, streams, last });
+            }
             FromRouter::Usage { resident_kib, available_kib, flows, vms } => {
                 vms.into_iter().for_each(|usage| self.vm_usage(usage));
                 self.router.resident_kib = Some(resident_kib);
@@ -261,17 +269,15 @@ impl Model {
         vm.usage = Some(usage);
     }
 
-    fn stream(&mut self, vm: &VmName, circuit: String, relays: Vec<String>, onion: bool, unix_s: u64) {
-        if !self.vms.contains_key(vm) || circuit.len() > 100 || relays.len() > RELAYS_OF_CIRCUIT_MAX {
+    /// Notes a stream more on this circuit.
+    fn stream(&mut self, mut entry: CircuitStatus) {
+        let CircuitStatus { vm, circuit, relays, .. } = &entry;
+        let is_known = vm.parse::<VmName>().is_ok_and(|vm| self.vms.contains_key(&vm));
+        if !is_known || circuit.len() > 100 || relays.len() > RELAYS_OF_CIRCUIT_MAX {
             return;
         }
-        let known = self.circuits.iter().position(|known| known.vm == vm.as_str() && known.circuit == circuit);
-        let mut entry = match known.and_then(|at| self.circuits.remove(at)) {
-            Some(entry) => entry,
-            None => CircuitStatus { vm: vm.to_string(), circuit, relays, onion, streams: 0, last: 0 },
-        };
-        entry.streams += 1;
-        entry.last = unix_s;
+        let before = self.circuits.iter().position(|known| known.vm == *vm && known.circuit == *circuit);
+        entry.streams = 1 + before.and_then(|at| self.circuits.remove(at)).map_or(0, |before| before.streams);
         if self.circuits.len() == CIRCUITS_MAX {
             self.circuits.pop_front();
         }
@@ -349,7 +355,13 @@ mod tests {
     }
 
     fn stream(name: &str, circuit: &str) -> FromRouter {
-        FromRouter::Stream { vm: vm(name), circuit: circuit.into(), relays: vec!["A".repeat(40)], onion: false }
+        FromRouter::Stream {
+            vm: vm(name),
+            circuit: circuit.into(),
+            relays: vec!["A".repeat(40)],
+            onion: false,
+            exit: Some([192, 0, 2, 1].into()),
+        }
     }
 
     #[test]
@@ -385,11 +397,13 @@ mod tests {
         let now = Instant::now();
         model.vm_added(vm("a"), Nature::default());
         model.vm_added(vm("b"), Nature::default());
+        model.countries.insert([192, 0, 2, 1].into(), "CH".parse().unwrap());
         for message in [stream("a", "1"), stream("b", "2"), stream("a", "1"), stream("stranger", "3")] {
             model.router_says(message, now, 7);
         }
         let circuits = model.circuits(None);
         assert_eq!(circuits.iter().map(|c| (c.vm.as_str(), c.streams)).collect::<Vec<_>>(), [("b", 1), ("a", 2)]);
+        assert_eq!(circuits[0].country.as_deref(), Some("CH"));
         for i in 0..3000 {
             model.router_says(stream("a", &format!("c{i}")), now, 8);
         }

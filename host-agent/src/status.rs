@@ -161,6 +161,10 @@ pub struct CircuitStatus {
     pub relays: Vec<String>,
     /// Whether it leads to an onion service.
     pub onion: bool,
+    /// The country of the exit (ISO 3166-1 alpha-2); none where there is no exit, or it is not known (Debian's
+    /// tor-geoipdb says it).
+    #[serde(default)]
+    pub country: Option<String>,
     /// Streams that were attached to it so far.
     pub streams: u64,
     /// When the last one was, in seconds since the Unix epoch.

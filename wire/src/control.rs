@@ -159,6 +159,8 @@ pub enum FromRouter {
         relays: Vec<String>,
         /// Whether the stream goes to an onion service.
         onion: bool,
+        /// The IPv4 address of the exit; none where there is no exit.
+        exit: Option<Ipv4Addr>,
     },
     /// What became of an onion service.
     Service {

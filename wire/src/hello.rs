@@ -172,9 +172,9 @@ mod tests {
         assert_eq!(Hello::decode(b"GET "), Err(HelloError::Magic(*b"GET ")));
         assert_eq!(Hello::decode(b"x"), Err(HelloError::Magic(*b"x\0\0\0")));
         assert_eq!(Hello::decode(b"OHT\n\x09\0\x01\0"), Err(HelloError::Version(9)));
-        assert_eq!(Hello::decode(b"OHT\n\x01\0\x63\0"), Err(HelloError::Role(0x63)));
-        assert_eq!(Hello::decode(b"OHT\n\x01\0\x01\xff"), Err(HelloError::NameBytes));
-        assert_eq!(Hello::decode(b"OHT\n\x01\0\x01\x01\xff"), Err(HelloError::NameBytes));
-        assert!(matches!(Hello::decode(b"OHT\n\x01\0\x01\x02.."), Err(HelloError::Name(_))));
+        assert_eq!(Hello::decode(b"OHT\n\x02\0\x63\0"), Err(HelloError::Role(0x63)));
+        assert_eq!(Hello::decode(b"OHT\n\x02\0\x01\xff"), Err(HelloError::NameBytes));
+        assert_eq!(Hello::decode(b"OHT\n\x02\0\x01\x01\xff"), Err(HelloError::NameBytes));
+        assert!(matches!(Hello::decode(b"OHT\n\x02\0\x01\x02.."), Err(HelloError::Name(_))));
     }
 }

@@ -29,7 +29,7 @@ pub mod vm_name;
 pub use vm_name::VmName;
 
 /// The version of everything in this crate. Both ends refuse another one: they are always built together.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The context identifier of the host, as seen from every guest (virtio 1.2, section 5.10.4).
 pub const HOST_CID: u32 = 2;

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{sync::watch, task::spawn_blocking, time::timeout};
@@ -14,6 +14,7 @@ use wire::{
 
 use super::{Agent, AgentError};
 use crate::{
+    events::Event,
     keys::{Keys, KeysError},
     onion_services::{
         Definition, KeyKind, ServiceError, ServiceTable, Wanted, check_authorised,
@@ -26,6 +27,9 @@ use crate::{
 
 /// How often the grants of services are looked at, besides whenever something was done with keys.
 const GRANTS_LOOKED_AT: Duration = Duration::from_secs(1);
+
+/// How often listeners are told of the keys, besides whenever something was done with them.
+const KEYS_TOLD: Duration = Duration::from_secs(60);
 
 /// What the agent knows of onion services.
 pub(super) struct OnionState {
@@ -159,12 +163,23 @@ impl Agent {
         }
     }
 
-    /// Follows the keys for ever: services end with their grants, and come back with new ones.
+    /// Follows the keys for ever: services end with their grants, and come back with new ones; who listens to events is told.
     pub async fn follow_keys(self: Arc<Agent>) {
+        let mut told = Instant::now();
         loop {
-            let _used = timeout(GRANTS_LOOKED_AT, self.keys_used.notified()).await;
-            let _turn = self.changing.lock().await;
-            self.refresh_onions().await;
+            let used = timeout(GRANTS_LOOKED_AT, self.keys_used.notified()).await.is_ok();
+            {
+                let _turn = self.changing.lock().await;
+                self.refresh_onions().await;
+            }
+            let events = self.shared.model().events.clone();
+            if (used || told.elapsed() >= KEYS_TOLD) && events.are_heard() {
+                told = Instant::now();
+                let keys = Arc::clone(&self.keys);
+                if let Ok(tree) = spawn_blocking(move || Box::new(keys.tree())).await {
+                    events.announce(|| Event::Keys { tree });
+                }
+            }
         }
     }
 

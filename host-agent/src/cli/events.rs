@@ -58,6 +58,7 @@ pub fn line(event: &Event) -> String {
         Event::Router { state } => format!("router  {}", output::state(*state)),
         Event::Process { name, pid: Some(pid) } => format!("process {name}: started, PID {pid}"),
         Event::Process { name, pid: None } => format!("process {name}: ended"),
+        Event::Keys { tree } => format!("keys    {}, {} keys", tree.keys.detail, tree.branches.len()),
         Event::Failure { what } => format!("failure {what}"),
         Event::Log { level, part, text } => format!("log     {level} {part}: {text}"),
         Event::Lost { events } => format!("lost    {events} events: they came faster than they were read"),

@@ -100,7 +100,8 @@ pub fn circuits(circuits: &[CircuitStatus]) -> String {
         return "no circuits have carried anything yet".into();
     }
     let line = |circuit: &CircuitStatus| {
-        let kind = if circuit.onion { "onion service" } else { "exit" };
+        let country = circuit.country.as_deref().map_or_else(String::new, |country| format!(" in {country}"));
+        let kind = if circuit.onion { "onion service".to_owned() } else { format!("exit{country}") };
         let relays = circuit.relays.join(" > ");
         format!("{} circuit {} ({kind}, {} streams): {relays}", circuit.vm, circuit.circuit, circuit.streams)
     };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! events ─► [`state::State`] (no I/O) ─► [`view::draw`] ─► terminal
-//!   keys ──────────┘
+//!   keypresses ────┘
 //! ```
 //!
 //! The terminal is given back as it was, also after a panic (`ratatui::init` sees to that).
@@ -17,7 +17,10 @@ use crossterm::event::{Event as Input, KeyCode, KeyEvent, KeyEventKind, KeyModif
 use ratatui::DefaultTerminal;
 use tokio::sync::mpsc;
 
-use crate::client::{Client, EventStream};
+use crate::{
+    client::{Client, EventStream},
+    keys::report::KeyTree,
+};
 use state::State;
 
 /// What a key asks for.
@@ -40,14 +43,16 @@ pub async fn top(client: &Client) -> anyhow::Result<()> {
         );
     }
     let events = client.events(None, false).await?;
+    // A token may be for less than this.
+    let keys = client.get::<KeyTree>("/keys").await.ok();
     let mut terminal = ratatui::try_init()?;
-    let ended = show(&mut terminal, events).await;
+    let ended = show(&mut terminal, events, keys).await;
     ratatui::restore();
     ended
 }
 
-async fn show(terminal: &mut DefaultTerminal, mut events: EventStream) -> anyhow::Result<()> {
-    let mut state = State::default();
+async fn show(terminal: &mut DefaultTerminal, mut events: EventStream, keys: Option<KeyTree>) -> anyhow::Result<()> {
+    let mut state = State { keys, ..State::default() };
     let mut wishes = wishes();
     loop {
         terminal.draw(|frame| view::draw(frame, &state))?;

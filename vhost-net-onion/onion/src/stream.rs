@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     io,
+    net::{IpAddr, Ipv4Addr},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -10,7 +11,7 @@ use std::{
 
 use arti_client::DataStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tor_linkspec::HasRelayIds;
+use tor_linkspec::{HasAddrs, HasRelayIds};
 use tor_proto::{Error as ProtoError, client::stream::ClientStreamCtrl};
 
 use crate::{circuits::Lease, network::hex, service::Held};
@@ -35,6 +36,8 @@ pub struct CircuitInfo {
     pub relays: Vec<String>,
     /// Whether it leads to an onion service; its last relay is the rendezvous point then.
     pub onion: bool,
+    /// The IPv4 address of the exit; none where there is no exit.
+    pub exit: Option<Ipv4Addr>,
 }
 
 impl OnionStream {
@@ -65,7 +68,13 @@ impl CircuitInfo {
             .iter()
             .filter_map(|hop| hop.as_chan_target().and_then(|relay| relay.rsa_identity().map(hex)))
             .collect();
-        Some(CircuitInfo { id: tunnel.unique_id().to_string(), relays, onion })
+        let exit = path.iter().last().filter(|_| !onion).and_then(|hop| {
+            hop.as_chan_target()?.addrs().find_map(|address| match address.ip() {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            })
+        });
+        Some(CircuitInfo { id: tunnel.unique_id().to_string(), relays, onion, exit })
     }
 }
 

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Instant};
 use crate::{
     cli::events,
     events::Event,
+    keys::report::KeyTree,
     status::{CircuitStatus, Status, TorStatus, VmStatus, VmUsage},
 };
 
@@ -21,6 +22,8 @@ pub(super) struct State {
     pub(super) status: Option<Box<Status>>,
     /// The Tor client.
     pub(super) tor: TorStatus,
+    /// The keys, if they may be seen.
+    pub(super) keys: Option<KeyTree>,
     /// The VMs by name.
     pub(super) vms: BTreeMap<String, VmRow>,
     /// What happened, oldest first.
@@ -44,7 +47,7 @@ pub(super) struct VmRow {
 impl State {
     /// Takes an event that came at `now`.
     pub(super) fn apply(&mut self, event: Event, now: Instant) {
-        if !matches!(event, Event::Usage { .. } | Event::Stream { .. } | Event::Status { .. }) {
+        if !matches!(event, Event::Usage { .. } | Event::Stream { .. } | Event::Status { .. } | Event::Keys { .. }) {
             self.lines.push(events::line(&event));
             let too_many = self.lines.len().saturating_sub(LINES_MAX);
             self.lines.drain(..too_many);
@@ -57,6 +60,7 @@ impl State {
             Event::Usage { vm, usage } => self.of(&vm, |row| row.uses(usage, now)),
             Event::Stream { circuit } => self.of(&circuit.vm.clone(), |row| row.streams_on(circuit)),
             Event::Tor { tor } => self.tor = tor,
+            Event::Keys { tree } => self.keys = Some(*tree),
             Event::Router { state } => {
                 if let Some(status) = &mut self.status {
                     status.router.state = state;
@@ -123,7 +127,7 @@ mod tests {
 
     fn circuit(number: usize, streams: u64) -> CircuitStatus {
         let (vm, circuit) = ("web".into(), number.to_string());
-        CircuitStatus { vm, circuit, relays: vec!["A".repeat(40)], onion: false, streams, last: 0 }
+        CircuitStatus { vm, circuit, relays: vec!["A".repeat(40)], onion: false, country: None, streams, last: 0 }
     }
 
     #[test]

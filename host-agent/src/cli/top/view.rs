@@ -9,16 +9,19 @@ use ratatui::{
 };
 
 use super::state::{State, VmRow};
-use crate::{cli::output, status::CircuitStatus};
+use crate::{cli::output, keys::report::KeyTree, status::CircuitStatus};
 
 /// Digits of a relay's identity that are shown of its 40: enough to tell the relays of a consensus apart.
 const IDENTITY_DIGITS: usize = 8;
+
+/// Keys that are named as the next to end.
+const KEYS_SHOWN: usize = 3;
 
 /// Draws everything.
 pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
     let vms = u16::try_from(state.vms.len()).unwrap_or(u16::MAX).clamp(1, 12);
     let parts = Layout::vertical([
-        Constraint::Length(2),
+        Constraint::Length(3),
         Constraint::Length(vms.saturating_add(3)),
         Constraint::Min(5),
         Constraint::Length(6),
@@ -50,7 +53,39 @@ fn heading(state: &State) -> Vec<Line<'_>> {
             Span::raw(format!(", {}, started again {} times", status.router.accel, status.router.restarts)),
         ]),
         Line::from(vec![Span::raw("tor    "), usable, Span::raw(tor)]),
+        state.keys.as_ref().map_or_else(Line::default, keys),
     ]
+}
+
+/// Where the keys are, and which end next.
+fn keys(tree: &KeyTree) -> Line<'_> {
+    let mut ends: Vec<_> = tree
+        .branches
+        .iter()
+        .filter(|key| key.why.is_none() && !key.replaced)
+        .filter_map(|key| Some((key.end?, &key.name)))
+        .collect();
+    ends.sort_unstable();
+    let end = |(end, name): &(u64, &String)| format!("{name} in {}", time(end.saturating_sub(tree.now)));
+    let next: Vec<_> = ends.iter().take(KEYS_SHOWN).map(end).collect();
+    let dead = tree.branches.iter().filter(|key| key.why.is_some() && !key.replaced).count();
+    let mut spans = vec![Span::raw(format!("keys   {}", tree.keys.detail))];
+    if !next.is_empty() {
+        spans.push(Span::raw(format!("; next to be renewed: {}", next.join(", "))));
+    }
+    if dead > 0 {
+        spans.push(Span::styled(format!("; {dead} cannot be used"), Style::new().fg(Color::Red)));
+    }
+    Line::from(spans)
+}
+
+/// A time in the unit that suits it.
+fn time(seconds: u64) -> String {
+    match seconds {
+        0..3600 => format!("{} min", seconds / 60),
+        3600..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
 }
 
 fn good(text: &str) -> Span<'_> {
@@ -116,16 +151,17 @@ fn draw_circuits(frame: &mut Frame<'_>, state: &State, area: Rect) {
     };
     let header = Row::new(["CIRCUIT", "TO", "STREAMS", "RELAYS, FROM GUARD TO EXIT"])
         .style(Style::new().add_modifier(Modifier::BOLD));
-    let widths = [Constraint::Length(10), Constraint::Length(6), Constraint::Length(7), Constraint::Min(20)];
+    let widths = [Constraint::Length(10), Constraint::Length(7), Constraint::Length(7), Constraint::Min(20)];
     let block = Block::bordered().title(format!(" circuits of {name} that carried streams since this view began "));
     frame.render_widget(Table::new(vm.circuits.iter().map(circuit), widths).header(header).block(block), area);
 }
 
 fn circuit(circuit: &CircuitStatus) -> Row<'_> {
-    let to = if circuit.onion { "onion" } else { "exit" };
+    let country = circuit.country.as_deref().map_or_else(String::new, |country| format!(" {country}"));
+    let to = if circuit.onion { "onion".to_owned() } else { format!("exit{country}") };
     let short = |relay: &String| relay.get(..IDENTITY_DIGITS).unwrap_or(relay).to_owned();
     let relays: Vec<_> = circuit.relays.iter().map(short).collect();
-    Row::new([circuit.circuit.clone(), to.into(), circuit.streams.to_string(), relays.join(" > ")])
+    Row::new([circuit.circuit.clone(), to, circuit.streams.to_string(), relays.join(" > ")])
 }
 
 #[cfg(test)]
@@ -135,7 +171,11 @@ mod tests {
     use ratatui::{Terminal, backend::TestBackend};
 
     use super::*;
-    use crate::{events::Event, status::VmUsage};
+    use crate::{
+        events::Event,
+        keys::report::{KeyBranch, KeysStatus},
+        status::VmUsage,
+    };
 
     fn screen(state: &State, columns: u16, lines: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(columns, lines)).unwrap();
@@ -164,12 +204,42 @@ mod tests {
         };
         state.apply(Event::Usage { vm: "vm0".into(), usage }, Instant::now());
         let relays = vec!["0123456789ABCDEF".into(), "FEDCBA9876543210".into()];
-        let circuit = CircuitStatus { vm: "vm0".into(), circuit: "7".into(), relays, onion: true, streams: 5, last: 0 };
+        let circuit = CircuitStatus {
+            vm: "vm0".into(),
+            circuit: "7".into(),
+            relays,
+            onion: true,
+            country: None,
+            streams: 5,
+            last: 0,
+        };
         state.apply(Event::Stream { circuit }, Instant::now());
         let screen = screen(&state, 110, 30);
         for words in ["vm0", "2.0 KiB", "1.0 MiB", "circuits of vm0", "01234567 > FEDCBA98", "onion", "vm1: added"] {
             assert!(screen.contains(words), "{words} is not on\n{screen}");
         }
+    }
+
+    #[test]
+    fn the_keys_that_end_next_are_named_and_dead_ones_counted() {
+        let branch = |name: &str, end, why: Option<&str>| KeyBranch {
+            level: "vm".into(),
+            name: name.into(),
+            key: String::new(),
+            start: Some(0),
+            end: Some(end),
+            state: "live".into(),
+            why: why.map(Into::into),
+            replaced: false,
+            checks: vec![],
+            revocation_id: None,
+        };
+        let status = KeysStatus { detail: "unlocked".into(), ..KeysStatus::default() };
+        let branches =
+            vec![branch("host", 31 * 86_400, None), branch("web", 7300, None), branch("bank", 1, Some("revoked"))];
+        let tree = KeyTree { keys: status, now: 100, branches };
+        let said = keys(&tree).to_string();
+        assert_eq!(said, "keys   unlocked; next to be renewed: web in 2 h, host in 30 days; 1 cannot be used");
     }
 
     #[test]
