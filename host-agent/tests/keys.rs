@@ -233,20 +233,33 @@ fn once_the_clock_has_passed_the_grant_the_key_does_not_work_and_the_tree_says_w
     let path = file.to_str().unwrap();
     fs::write(&file, "content").unwrap();
     done(&world, &["key", "sign", "web", path, "--out", out.to_str().unwrap()], "");
+    // A service of the VM has a key below the VM's.
+    done(&world, &["onion", "publish", "web", "80"], "");
+    let service = |world: &World| -> Value {
+        serde_json::from_slice(&world.oht(&["onion", "list", "--json"]).stdout).unwrap_or(Value::Null)
+    };
+    let address = service(&world)[0]["onion"].clone();
+    assert!(address.is_string(), "{}", service(&world));
+    let why_not = |world: &World| service(world)[0]["status"].as_str().unwrap().to_owned();
     // A day on, with a locked store: nothing renews the VM's grant.
     done(&world, &["key", "lock"], "");
+    assert!(!why_not(&world).contains("not published"), "a lock alone ends no service: {}", service(&world));
     fs::write(&clock, (25 * 3600).to_string()).unwrap();
     let tree = done(&world, &["key", "tree"], "");
     assert!(tree.contains("over\n        cannot be used: the grant of the vm web ended at"), "{tree}");
+    world.until("the service ends with its grant", |world| why_not(world).contains("not published"));
     assert!(fails(&world, &["key", "sign", "web", path], "").contains("locked"));
     done(&world, &["key", "unlock", "--passphrase-stdin"], STORE);
     done(&world, &["key", "sign", "web", path], "");
+    world.until("the service is published again", |world| !why_not(world).contains("not published"));
+    assert_eq!(service(&world)[0]["onion"], address, "by the same address");
     // A month on, the host's own grant has ended.
     fs::write(&clock, (32 * 86_400).to_string()).unwrap();
     let refused = fails(&world, &["key", "sign", "web", path], "");
     assert!(refused.contains("the grant of the host") && refused.contains("oht key renew"), "{refused}");
     let tree = done(&world, &["key", "tree"], "");
     assert!(tree.contains("cannot be used: the grant of the host") && tree.contains("ended at"), "{tree}");
+    world.until("nothing is published", |world| why_not(world).contains("the grant of the host"));
     // The clock goes back, and the agent is killed: nothing is revived.
     fs::write(&clock, "0").unwrap();
     world.kill_agent();
