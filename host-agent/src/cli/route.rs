@@ -74,7 +74,7 @@ pub(super) enum What {
     Test {
         /// The VM.
         vm: VmName,
-        /// Where to: example.org:443, 192.0.2.1:80 or [2001:db8::1]:80.
+        /// Where to: example.org:443, 192.0.2.1:80 or `[2001:db8::1]:80`.
         target: String,
         #[command(flatten)]
         places: Places,
