@@ -22,7 +22,8 @@ fn world() -> World {
     let network = TorNetwork { name: "t".into(), authorities: vec![], caches: vec![], local_addresses: true };
     let (vms, watched) = watch::channel(Vms::new());
     let (routes, tables) = watch::channel(table(1, ""));
-    let control = Control::new(shared.clone(), network, watched, tables, dir.path().join("relays.json"));
+    let control =
+        Control::new(shared.clone(), (network, TorEntry::default()), watched, tables, dir.path().join("relays.json"));
     let listener = UnixListener::bind(dir.path().join("s")).unwrap();
     tokio::spawn(control.clone().serve(listener));
     World { dir, shared, control, vms, routes }

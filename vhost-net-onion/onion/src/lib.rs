@@ -16,6 +16,7 @@ mod circuits;
 mod client;
 mod countries;
 mod dialler;
+mod entry;
 mod exits;
 mod failure;
 mod network;
