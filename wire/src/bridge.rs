@@ -12,10 +12,11 @@ use std::{fmt, net::SocketAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes of the longest line. Lines of snowflake, the longest in use, have some 900.
+/// Bytes of the longest line: four times what a transport's parameters may have.
 pub const LINE_BYTES_MAX: usize = 2048;
 
-/// Bytes of a transport's parameters together: what SOCKS5 carries to it (pt-spec, section 3.5).
+/// Bytes of a transport's parameters together: SOCKS5 carries them as user name and password (pt-spec, section 3.5), of 255
+/// bytes each (RFC 1929).
 const PARAMETERS_BYTES_MAX: usize = 510;
 
 /// Bytes of the longest name of a transport.
@@ -31,7 +32,7 @@ pub struct Bridge {
     rest: Vec<String>,
 }
 
-/// The name of a pluggable transport: a C identifier (pt-spec, section 1.4).
+/// The name of a pluggable transport: a C identifier (pt-spec, section 3.1).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Transport(String);

@@ -31,12 +31,11 @@ pub struct TorEntry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Vanguards {
-    /// The second hop is one of a few for days: for those who visit onion services or publish them for a while
-    /// ("vanguards-lite", vanguards-spec/lite-vanguards).
+    /// The second hop is one of a few for days ("vanguards-lite"): for those who visit onion services, or publish them for
+    /// a while.
     #[default]
     Lite,
-    /// The second and the third: for those who publish onion services for weeks (vanguards-spec/full-vanguards). The
-    /// circuits are longer by a hop.
+    /// The second and the third: for those who publish onion services for weeks. Circuits are longer by a hop.
     Full,
 }
 
