@@ -8,9 +8,10 @@ use vhost_net_onion::{
     Session, TorEgress, VmRouting,
     embedded::{self, HostTcp},
     gateway::Config,
+    onion::Settings,
     port::Options,
 };
-use wire::{control::FromRouter, network::TorNetwork, route::VmRoutes};
+use wire::{control::FromRouter, entry::TorEntry, network::TorNetwork, route::VmRoutes};
 
 use crate::tor;
 
@@ -23,7 +24,8 @@ pub(crate) async fn run(vhost_user: &Path, network: &Path, state: &Path) -> anyh
     let network = TorNetwork::from_json(&json).with_context(|| format!("in {}", network.display()))?;
     std::fs::create_dir_all(state).with_context(|| format!("cannot make {}", state.display()))?;
     let (sender, mut reports) = mpsc::channel(REPORTS_MAX);
-    let onion = tor::start(network, state.join("tor"), Arc::new(HostTcp), sender).await?;
+    let settings = Settings { network, entry: TorEntry::default(), state_dir: state.join("tor") };
+    let onion = tor::start(settings, Arc::new(HostTcp), sender).await?;
     let client = onion.vm_client();
     client.prepare();
     let egress = TorEgress::new(client, VmRouting::new(VmRoutes::default()), Arc::new(|_| {}));

@@ -12,10 +12,11 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use vhost_net_onion::onion::{Dial, Onion};
+use vhost_net_onion::onion::{Dial, Onion, Settings};
 use wire::{
     VMS_MAX, VmName,
     control::{COUNTRY_ADDRESSES_MAX, FromRouter, ToRouter},
+    entry::TorEntry,
     network::TorNetwork,
     onion::Onions,
     route::{Assembly, Country, RouteTable, RoutesPart},
@@ -59,14 +60,16 @@ pub(crate) async fn run() -> anyhow::Result<()> {
         match router.obey(control, &mut reports).await {
             Ok(()) => tracing::info!("the host agent has hung up"),
             Err(Ended::Connection(error)) => tracing::warn!("{}", causes(&error)),
-            Err(Ended::OtherNetwork) => anyhow::bail!("another Tor network is configured: starting again"),
+            Err(Ended::OtherNetwork) => {
+                anyhow::bail!("another Tor network, or another way into it, is configured: starting again")
+            }
         }
     }
 }
 
 struct Router {
     reports: mpsc::Sender<FromRouter>,
-    tor: Option<(TorNetwork, Arc<Onion>)>,
+    tor: Option<(TorNetwork, TorEntry, Arc<Onion>)>,
     uplink: Arc<Uplink>,
     /// None until the agent has told all of a table: no VM is served without.
     routes: Option<RouteTable>,
@@ -125,7 +128,7 @@ impl Router {
 
     async fn execute(&mut self, command: ToRouter, control: &mut Control) -> Result<(), Ended> {
         let done = match command {
-            ToRouter::Configure { network } => self.configure(network).await?,
+            ToRouter::Configure { network, entry } => self.configure(network, entry).await?,
             ToRouter::Routes(part) => match self.take_routes(part) {
                 Ok(None) => Ok(()),
                 Ok(Some(table)) => return Ok(control.report(&FromRouter::RoutesApplied { table }).await?),
@@ -157,17 +160,18 @@ impl Router {
         Ok(())
     }
 
-    async fn configure(&mut self, network: TorNetwork) -> Result<Result<(), String>, Ended> {
+    async fn configure(&mut self, network: TorNetwork, entry: TorEntry) -> Result<Result<(), String>, Ended> {
         match &self.tor {
-            Some((current, _)) if *current == network => return Ok(Ok(())),
+            Some((current, by, _)) if *current == network && *by == entry => return Ok(Ok(())),
             Some(_) => return Err(Ended::OtherNetwork),
             None => {}
         }
         let state = Path::new(STATE_DIR).join(&network.name);
         let uplink: Arc<dyn Dial> = self.uplink.clone();
-        Ok(match tor::start(network.clone(), state, uplink, self.reports.clone()).await {
+        let settings = Settings { network: network.clone(), entry: entry.clone(), state_dir: state };
+        Ok(match tor::start(settings, uplink, self.reports.clone()).await {
             Ok(onion) => {
-                self.tor = Some((network, onion));
+                self.tor = Some((network, entry, onion));
                 Ok(())
             }
             Err(error) => Err(format!("starting Tor: {}", causes(&error))),
@@ -189,7 +193,7 @@ impl Router {
     }
 
     fn set_countries(&self, of: BTreeMap<Country, Vec<Ipv4Addr>>) -> Result<(), String> {
-        let Some((_, onion)) = &self.tor else {
+        let Some((.., onion)) = &self.tor else {
             return Err("countries of relays: no Tor network is configured".into());
         };
         let known = of.into_iter().flat_map(|(country, all)| all.into_iter().map(move |address| (address, country)));
@@ -198,7 +202,7 @@ impl Router {
     }
 
     fn attach(&mut self, vm: VmName, link_port: u32) -> Result<(), String> {
-        let Some((_, onion)) = &self.tor else { return Err(format!("attaching {vm}: no Tor network is configured")) };
+        let Some((.., onion)) = &self.tor else { return Err(format!("attaching {vm}: no Tor network is configured")) };
         let Some(routes) = &mut self.routes else { return Err(format!("attaching {vm}: no routes were told")) };
         if self.vms.get(&vm).is_some_and(|attached| attached.link_port == link_port) {
             return Ok(());

@@ -85,7 +85,7 @@ async fn tor_client() -> anyhow::Result<()> {
     }
     let state_dir = std::env::temp_dir().join(format!("oht-router-self-test-{}", std::process::id()));
     let network = vhost_net_onion::onion::public_network();
-    let settings = Settings { network, state_dir: state_dir.clone() };
+    let settings = Settings { network, entry: Default::default(), state_dir: state_dir.clone() };
     let onion = Onion::new(&settings, Arc::new(Nowhere)).await;
     let status = match &onion {
         Ok(onion) => std::pin::pin!(onion.statuses()).next().await,

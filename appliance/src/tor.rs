@@ -1,11 +1,11 @@
 //! The Tor client of the router and what it reports of itself.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use tokio::sync::mpsc;
 use vhost_net_onion::onion::{Dial, Onion, OnionError, Settings, Status};
-use wire::{control::FromRouter, network::TorNetwork};
+use wire::control::FromRouter;
 
 /// How long to wait before a bootstrap that failed is tried again.
 const BOOTSTRAP_AGAIN: Duration = Duration::from_secs(2);
@@ -15,12 +15,11 @@ const BOOTSTRAP_AGAIN: Duration = Duration::from_secs(2);
 /// # Errors
 /// When the network's description or the state directory is unusable.
 pub(crate) async fn start(
-    network: TorNetwork,
-    state_dir: PathBuf,
+    settings: Settings,
     dial: Arc<dyn Dial>,
     reports: mpsc::Sender<FromRouter>,
 ) -> Result<Arc<Onion>, OnionError> {
-    let onion = Arc::new(Onion::new(&Settings { network, state_dir }, dial).await?);
+    let onion = Arc::new(Onion::new(&settings, dial).await?);
     tokio::spawn(report_relays(Arc::clone(&onion), reports.clone()));
     tokio::spawn(report_statuses(Arc::clone(&onion), reports.clone()));
     tokio::spawn(bootstrap(Arc::clone(&onion), reports));

@@ -89,6 +89,11 @@ pub(crate) fn tor() -> Result<PathBuf> {
     unpacked("tor", |path| path.ends_with("bin/tor"))
 }
 
+/// Debian's `obfs4proxy`, likewise.
+pub(crate) fn obfs4proxy() -> Result<PathBuf> {
+    unpacked("obfs4proxy", |path| path.ends_with("bin/obfs4proxy"))
+}
+
 /// `tor-gencert`, beside [`tor`].
 pub(crate) fn tor_gencert() -> Result<PathBuf> {
     unpacked("tor", |path| path.ends_with("bin/tor-gencert"))

@@ -8,6 +8,7 @@
 //! Files in the network's directory: `network.json` (for `oht up --tor-network`), `relays.json` (who is who), one
 //! directory a node with its `torrc` and log.
 
+pub(crate) mod bridge;
 mod consensus;
 mod keys;
 mod torrc;

@@ -16,6 +16,7 @@
 //! | [`programs`] | real programs in a Debian guest |
 //! | [`apart`] | VMs share no circuit, and take several; no VM reaches another |
 //! | [`promise_one`] | no packet of a VM in a kernel's network stack; only relays are spoken to |
+//! | [`bridges`] | an appliance that knows the Tor network by a bridge only |
 //! | [`kills`] | each part killed in turn |
 //! | [`doctor`] | what `oht doctor` finds |
 //! | [`bad_input`] | names, images, disks and requests that are wrong |
@@ -24,6 +25,7 @@
 
 mod apart;
 mod bad_input;
+mod bridges;
 mod doctor;
 pub(crate) mod embedded;
 mod kernel_config;
@@ -112,6 +114,7 @@ fn all() -> Vec<Test> {
         routes::TESTS,
         programs::TESTS,
         promise_one::WHILE_RUNNING,
+        bridges::TESTS,
         kills::TESTS,
         bad_input::TESTS,
         doctor::TESTS,

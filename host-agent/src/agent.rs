@@ -51,6 +51,7 @@ use crate::{
     supervise::{self, Shared, Stop, Stopper, Supervised},
     sweep,
     tokens::Tokens,
+    transports::Transports,
     vms::{Vm, VmError, VmTable, Vms},
 };
 
@@ -120,6 +121,7 @@ pub struct Parts {
     /// Serving the control port, and what tells the router of routes and countries.
     control: [JoinHandle<()>; 3],
     keys: JoinHandle<()>,
+    transports: Transports,
 }
 
 /// The port of one VM.
@@ -162,7 +164,10 @@ impl Agent {
                 .model()
                 .failure(format!("the agent before this one was killed; its processes are replaced: {names}"));
         }
-        shared.model().tor.network = network.name.clone();
+        {
+            let tor = &mut shared.model().tor;
+            (tor.network, tor.bridges) = (network.name.clone(), settings.entry.bridges.len());
+        }
         let decision = qemu::accel::choose(settings.accel, &qemu).await;
         tracing::info!(accel = %decision.accelerator, reason = decision.reason, "acceleration");
         shared.model().router.accel = (decision.accelerator.to_string(), decision.reason.clone());
@@ -179,8 +184,9 @@ impl Agent {
             let what = format!("every VM is blocked, as the routes are wrong; mend them: {problems}");
             shared.model().failure(what);
         }
-        let control =
-            Control::new(shared.clone(), network, watched, routes.tables(), onions_watched, settings.state.relays());
+        let kept = settings.state.relays();
+        let entered = (network, settings.entry.clone());
+        let control = Control::new(shared.clone(), entered, watched, routes.tables(), onions_watched, kept);
         let listener = asynchronous(sockets::listen(&settings.run.vsock_port(CONTROL_PORT))?)?;
         let (uplink_stopper, uplink_stop) = Stopper::new();
         let uplink_listener = sockets::listen(&settings.run.vsock_port(UPLINK_PORT))?;
@@ -214,6 +220,7 @@ impl Agent {
             tokio::spawn(control.clone().keep_countries(settings.geoip_dir.clone())),
             tokio::spawn(routes::watch::run(routes, shared.clone())),
         ];
+        let transports = Transports::start(&settings, &shared, &control);
         let uplink = uplink(settings.clone(), programs.clone(), uplink_listener, allowed, control.clone());
         let uplink = supervise::keep_running(shared.clone(), "uplink".into(), uplink_stop, uplink);
         let router = RouterVm { settings, programs, decision, shared, control };
@@ -222,6 +229,7 @@ impl Agent {
             uplink: (uplink_stopper, tokio::spawn(uplink)),
             control: serving,
             keys: turning,
+            transports,
         };
         Ok((agent, parts, api, end_wanted))
     }
@@ -392,6 +400,7 @@ impl Agent {
         let _ = parts.router.1.await;
         parts.uplink.0.stop();
         let _ = parts.uplink.1.await;
+        parts.transports.end().await;
         parts.control.iter().chain([&parts.keys]).for_each(JoinHandle::abort);
         let run = &self.settings.run;
         for (name, Vm { link_port, .. }) in self.table().all() {

@@ -1,15 +1,21 @@
 //! What a person may choose: options of the command line, then a TOML file, then what is usual.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use serde::Deserialize;
-use wire::network::{NetworkError, TorNetwork};
+use wire::{
+    bridge::Transport,
+    entry::{TorEntry, Vanguards},
+    network::{NetworkError, TorNetwork},
+};
 
 use crate::{
+    entry::{self, BridgeText, EntryError},
     image::{Image, ImageError, PUBLIC_NETWORK},
     paths::{self, RunDir, StateDir},
     routes::geoip,
@@ -65,6 +71,16 @@ pub struct Options {
     /// Lock the key store when it was not used for so long; never where nothing is given.
     #[arg(long, value_name = "SECONDS")]
     pub auto_lock_s: Option<u64>,
+    /// Enter the Tor network through this bridge only, a line as for C tor; may be given several times. Everybody on this
+    /// host can see the command line: the configuration file is the better place.
+    #[arg(long = "bridge", value_name = "LINE")]
+    pub bridges: Vec<BridgeText>,
+    /// The programs of pluggable transports, by the transport's name; in the configuration file only.
+    #[arg(skip)]
+    pub transports: BTreeMap<String, PathBuf>,
+    /// How guards of onion services are kept: lite for days, or full, for services that stay for weeks.
+    #[arg(long, value_name = "HOW", value_parser = entry::vanguards)]
+    pub vanguards: Option<Vanguards>,
     /// What to log: error, warn, info or debug, also for parts of the agent, as in warn,host_agent::control=debug.
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,
@@ -99,6 +115,10 @@ pub struct Settings {
     pub ephemeral: bool,
     /// After how long without use the key store is locked.
     pub auto_lock: Option<Duration>,
+    /// Bridges and vanguards.
+    pub entry: TorEntry,
+    /// The programs of the transports that bridges need.
+    pub transports: BTreeMap<Transport, PathBuf>,
     /// What to log.
     pub log: String,
 }
@@ -138,6 +158,9 @@ pub enum ConfigError {
         #[source]
         source: NetworkError,
     },
+    /// Bridges or transports that are none.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
     /// There is no image to take the public network's description from.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -160,7 +183,12 @@ impl Settings {
         if !(48..=65536).contains(&memory_mib) {
             return Err(ConfigError::Memory(memory_mib));
         }
+        let bridges = if options.bridges.is_empty() { file.bridges } else { options.bridges };
+        let entry = entry::read(&bridges, options.vanguards.or(file.vanguards).unwrap_or_default())?;
+        let transports = entry::transports(&entry, &file.transports)?;
         Ok(Settings {
+            entry,
+            transports,
             run: RunDir::new(options.run_dir.or(file.run_dir)),
             state: StateDir::new(options.state_dir.or(file.state_dir)),
             image: options.image.or(file.image),
@@ -213,6 +241,8 @@ impl Options {
         add("--group", self.group.clone().map(Into::into));
         add("--shared-socket", self.shared_socket.as_ref().map(path));
         add("--auto-lock-s", self.auto_lock_s.map(|seconds| seconds.to_string().into()));
+        self.bridges.iter().for_each(|bridge| add("--bridge", Some(bridge.line().into())));
+        add("--vanguards", self.vanguards.map(|vanguards| entry::word(vanguards).into()));
         add("--log", self.log.clone().map(Into::into));
         if self.ephemeral {
             arguments.push("--ephemeral".into());
@@ -294,6 +324,8 @@ mod tests {
             memory_mib: Some(64),
             ephemeral: true,
             auto_lock_s: Some(600),
+            bridges: vec!["192.0.2.1:443 x".parse().unwrap()],
+            vanguards: Some(Vanguards::Full),
             ..Options::default()
         };
         #[derive(clap::Parser)]

@@ -17,6 +17,7 @@ mod router;
 
 use std::{
     io,
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -31,7 +32,9 @@ use tokio::{
     time::timeout,
 };
 use wire::{
+    bridge::Transport,
     control::{ControlError, ToRouter, body_bytes, encode},
+    entry::TorEntry,
     hello::{Hello, Role},
     network::TorNetwork,
 };
@@ -63,6 +66,7 @@ pub struct Control(Arc<Inner>);
 struct Inner {
     shared: Shared,
     network: TorNetwork,
+    entry: TorEntry,
     vms: watch::Receiver<Vms>,
     routes: watch::Receiver<Arc<Table>>,
     /// The table that the router obeys, none while it is not connected, 0 until it obeys one.
@@ -98,17 +102,18 @@ enum SessionError {
 }
 
 impl Control {
-    /// Control for `network`, `vms`, their `routes` and `onions`; the relays' allow list of before is at `relays_kept`.
+    /// Control for a network and how it is entered, `vms`, their `routes` and `onions`; the relays' allow list of before is at
+    /// `relays_kept`.
     #[must_use]
     pub fn new(
         shared: Shared,
-        network: TorNetwork,
+        (network, entry): (TorNetwork, TorEntry),
         vms: watch::Receiver<Vms>,
         routes: watch::Receiver<Arc<Table>>,
         onions: watch::Receiver<Wanted>,
         relays_kept: PathBuf,
     ) -> Control {
-        let relays = Relays::load(network.clone(), &relays_kept);
+        let relays = Relays::load(network.clone(), &entry, &relays_kept);
         let (allowed, _) = watch::channel(relays.line());
         let (power_off, _) = watch::channel(false);
         let (notices, _) = broadcast::channel(NOTICES_MAX);
@@ -118,6 +123,7 @@ impl Control {
         Control(Arc::new(Inner {
             shared,
             network,
+            entry,
             vms,
             routes,
             applied,
@@ -149,6 +155,13 @@ impl Control {
     #[must_use]
     pub fn allowed(&self) -> watch::Receiver<Vec<u8>> {
         self.0.allowed.subscribe()
+    }
+
+    /// Tells where a transport listens, or that it does not; the uplink dials it instead of its stand-in.
+    pub(crate) fn transport_is(&self, transport: &Transport, listens: Option<SocketAddr>) {
+        let mut relays = self.0.relays.lock().unwrap_or_else(PoisonError::into_inner);
+        relays.transport_is(transport, listens);
+        self.0.allow(relays.line());
     }
 
     /// Asks guest-init to power off; `false` when it is not there to be asked.
@@ -220,6 +233,17 @@ impl Control {
             Ok(()) => tracing::info!("the control connection of {who} has ended"),
             Err(error) => self.0.shared.model().failure(format!("control connection of {who}: {}", words(&error))),
         }
+    }
+}
+
+impl Inner {
+    /// Gives the uplink this allow list, if it is another than before.
+    fn allow(&self, new: Vec<u8>) {
+        self.allowed.send_if_modified(|line| {
+            let changed = *line != new;
+            *line = new;
+            changed
+        });
     }
 }
 

@@ -15,6 +15,7 @@
 //! - A killed agent's children live on; its successor ends and replaces them ([`children`]).
 //! - What the router VM says is bounded, shown, and never believed about this host ([`relays`]).
 
+pub mod accounts;
 pub mod agent;
 pub mod api;
 pub mod attach;
@@ -25,6 +26,7 @@ pub mod client;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod entry;
 pub mod events;
 pub mod greeting;
 pub mod hex;
@@ -51,5 +53,6 @@ pub mod store;
 pub mod supervise;
 pub mod sweep;
 pub mod tokens;
+pub mod transports;
 pub mod uplink;
 pub mod vms;

@@ -165,7 +165,8 @@ impl Model {
 
     /// The router program's connection has ended: what it said does not hold any more.
     pub fn program_lost(&mut self) {
-        self.tor = TorStatus { network: std::mem::take(&mut self.tor.network), ..TorStatus::default() };
+        let (network, bridges) = (std::mem::take(&mut self.tor.network), self.tor.bridges);
+        self.tor = TorStatus { network, bridges, ..TorStatus::default() };
         self.tor_is("the router program is not connected".into());
         for vm in self.vms.values_mut() {
             (vm.link_up, vm.usage) = (false, None);

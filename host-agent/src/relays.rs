@@ -4,10 +4,15 @@
 //! network, an address that is not on the internet (loopback, private, link-local, …) is never allowed, so that a
 //! router that was taken over cannot reach services of the host or its neighbours through the uplink.
 //!
+//! Where the network is entered through bridges, only they may be dialled: no relay that the router names, and no directory
+//! cache. One that needs a pluggable transport is not dialled at all; the transport's stand-in is, for as long as its
+//! process listens, and the uplink connects to the process instead. The operator names bridges, so their addresses may be
+//! any. What the router reports is kept all the same: it says in which countries exits are.
+//!
 //! The last list is kept, so that a router that starts from a cached consensus can dial before it reports again.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
@@ -15,9 +20,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use wire::network::TorNetwork;
+use wire::{bridge::Transport, entry::TorEntry, network::TorNetwork};
 
-use crate::paths::write_atomically;
+use crate::{paths::write_atomically, uplink::allow_list::Entry};
 
 /// Addresses of the longest list: four times today's public network with two addresses each.
 pub const RELAYS_MAX: usize = 64_000;
@@ -27,6 +32,17 @@ pub const RELAYS_MAX: usize = 64_000;
 pub struct Relays {
     network: TorNetwork,
     reported: BTreeSet<SocketAddr>,
+    /// The only ones that may be dialled, where there are any.
+    bridges: Option<Bridges>,
+}
+
+/// What is dialled where the network is entered through bridges.
+#[derive(Clone, Debug)]
+struct Bridges {
+    direct: BTreeSet<SocketAddr>,
+    stand_ins: BTreeMap<Transport, SocketAddr>,
+    /// Where the transports listen that do.
+    listening: BTreeMap<Transport, SocketAddr>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -37,11 +53,16 @@ struct Document {
 }
 
 impl Relays {
-    /// The list of `network`, with what was kept of it in the file at `kept`.
+    /// The list of `network` entered so, with what was kept of it in the file at `kept`.
     #[must_use]
-    pub fn load(network: TorNetwork, kept: &Path) -> Relays {
+    pub fn load(network: TorNetwork, entry: &TorEntry, kept: &Path) -> Relays {
         let document = fs::read(kept).ok().and_then(|json| serde_json::from_slice::<Document>(&json).ok());
-        let mut relays = Relays { network, reported: BTreeSet::new() };
+        let bridges = (!entry.bridges.is_empty()).then(|| Bridges {
+            direct: entry.direct(),
+            stand_ins: entry.stand_ins(),
+            listening: BTreeMap::new(),
+        });
+        let mut relays = Relays { network, reported: BTreeSet::new(), bridges };
         if let Some(document) = document.filter(|document| document.network == relays.fingerprint()) {
             relays.report(document.orports);
         }
@@ -76,10 +97,22 @@ impl Relays {
     /// The complete list as a line for the uplink.
     #[must_use]
     pub fn line(&self) -> Vec<u8> {
-        let all: BTreeSet<SocketAddr> = self.network.addresses().union(&self.reported).copied().collect();
-        let mut line = serde_json::to_vec(&all).unwrap_or_else(|_| b"[]".to_vec());
+        let list: Vec<Entry> = match &self.bridges {
+            Some(bridges) => bridges.list(),
+            None => self.network.addresses().union(&self.reported).copied().map(Entry::Address).collect(),
+        };
+        let mut line = serde_json::to_vec(&list).unwrap_or_else(|_| b"[]".to_vec());
         line.push(b'\n');
         line
+    }
+
+    /// A transport listens there from now on, or nowhere.
+    pub fn transport_is(&mut self, transport: &Transport, listens: Option<SocketAddr>) {
+        let Some(bridges) = &mut self.bridges else { return };
+        match listens {
+            Some(address) => bridges.listening.insert(transport.clone(), address),
+            None => bridges.listening.remove(transport),
+        };
     }
 
     /// The IPv4 addresses of all relays that are known.
@@ -99,6 +132,15 @@ impl Relays {
         let mut authorities: Vec<_> = self.network.authorities.iter().map(|id| id.to_ascii_uppercase()).collect();
         authorities.sort();
         Sha256::digest(authorities.join(" ")).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl Bridges {
+    /// The bridges that are dialled directly, and the stand-ins of the transports that listen.
+    fn list(&self) -> Vec<Entry> {
+        let through =
+            self.listening.iter().filter_map(|(name, at)| Some(Entry::StandIn(*self.stand_ins.get(name)?, *at)));
+        self.direct.iter().copied().map(Entry::Address).chain(through).collect()
     }
 }
 
@@ -159,16 +201,20 @@ mod tests {
     fn the_list_is_the_description_and_the_last_report() {
         let dir = tempfile::tempdir().unwrap();
         let kept = dir.path().join("relays.json");
-        let mut relays = Relays::load(network(false, "A"), &kept);
+        let mut relays = Relays::load(network(false, "A"), &TorEntry::default(), &kept);
         assert_eq!(list(&relays), [address("198.51.100.1:443")].into());
         relays.report([address("203.0.113.1:9001")]);
         relays.report([address("203.0.113.2:9001")]);
         assert_eq!(list(&relays), [address("198.51.100.1:443"), address("203.0.113.2:9001")].into());
         relays.save(&kept).unwrap();
-        assert_eq!(list(&Relays::load(network(false, "a"), &kept)), list(&relays));
-        assert_eq!(list(&Relays::load(network(false, "B"), &kept)).len(), 1, "another network's relays are not ours");
+        assert_eq!(list(&Relays::load(network(false, "a"), &TorEntry::default(), &kept)), list(&relays));
+        assert_eq!(
+            list(&Relays::load(network(false, "B"), &TorEntry::default(), &kept)).len(),
+            1,
+            "another network's relays are not ours"
+        );
         fs::write(&kept, "garbage").unwrap();
-        assert_eq!(list(&Relays::load(network(false, "A"), &kept)).len(), 1);
+        assert_eq!(list(&Relays::load(network(false, "A"), &TorEntry::default(), &kept)).len(), 1);
     }
 
     #[test]
@@ -195,12 +241,34 @@ mod tests {
             "[64:ff9b::7f00:1]:1",
             "8.8.8.8:0",
         ];
-        let mut relays = Relays::load(network(false, "A"), Path::new("/nowhere"));
+        let mut relays = Relays::load(network(false, "A"), &TorEntry::default(), Path::new("/nowhere"));
         assert_eq!(relays.report(local.map(address)), local.len());
         assert_eq!(list(&relays).len(), 1);
         let global = ["8.8.8.8:1", "172.32.0.1:1", "100.128.0.1:1", "[2a00::1]:1", "[2001:db8::1]:1"];
         assert_eq!(relays.report(global.map(address)), 0);
-        let mut relays = Relays::load(network(true, "A"), Path::new("/nowhere"));
+        let mut relays = Relays::load(network(true, "A"), &TorEntry::default(), Path::new("/nowhere"));
         assert_eq!(relays.report([address("127.0.0.1:22")]), 0, "a test network stands on loopback");
+    }
+
+    #[test]
+    fn with_bridges_nothing_else_is_dialled() {
+        let bridge = |start: &str| format!("{start} {}", "A".repeat(40)).parse().unwrap();
+        let bridges = ["203.0.113.9:443", "obfs4 203.0.113.8:443"].map(bridge).into();
+        let entry = TorEntry { bridges, ..TorEntry::default() };
+        let line = |relays: &Relays| String::from_utf8(relays.line()).unwrap();
+        let mut relays = Relays::load(network(false, "A"), &entry, Path::new("/nowhere"));
+        relays.report([address("203.0.113.1:9001")]);
+        assert_eq!(
+            line(&relays),
+            "[\"203.0.113.9:443\"]\n",
+            "neither the cache, nor the report, nor behind a transport"
+        );
+        let obfs4 = "obfs4".parse().unwrap();
+        relays.transport_is(&obfs4, Some(address("127.0.0.1:40001")));
+        relays.transport_is(&"other".parse().unwrap(), Some(address("127.0.0.1:22")));
+        assert_eq!(line(&relays), "[\"203.0.113.9:443\",[\"127.0.0.1:1\",\"127.0.0.1:40001\"]]\n");
+        relays.transport_is(&obfs4, None);
+        assert_eq!(line(&relays), "[\"203.0.113.9:443\"]\n");
+        assert!(relays.v4_addresses().contains(&"203.0.113.1".parse().unwrap()), "for the countries of exits");
     }
 }

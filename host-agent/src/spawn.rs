@@ -42,12 +42,21 @@ impl Spawn {
     /// # Errors
     /// When the log cannot be opened or the program not be started.
     pub fn start(&self, inherit: &[BorrowedFd<'_>]) -> io::Result<Child> {
+        self.start_changed(inherit, |_| {})
+    }
+
+    /// The same, of a command that is changed before: another environment, another output.
+    ///
+    /// # Errors
+    /// As [`Spawn::start`].
+    pub fn start_changed(&self, inherit: &[BorrowedFd<'_>], change: impl FnOnce(&mut Command)) -> io::Result<Child> {
         let log = open_log(&self.log)?;
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         for variable in notify::VARIABLES {
             command.env_remove(variable);
         }
+        change(&mut command);
         let numbers: Vec<RawFd> = inherit.iter().map(AsRawFd::as_raw_fd).collect();
         // SAFETY: setsid(2) and fcntl(2) are async-signal-safe and nothing is allocated. The borrows in `inherit` last
         // until spawn has returned, so the numbers are open in the child.

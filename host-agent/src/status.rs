@@ -91,6 +91,9 @@ pub struct RouterStatus {
 pub struct TorStatus {
     /// What the network is called.
     pub network: String,
+    /// Through how many bridges the network is entered; with none, through guards of its choice.
+    #[serde(default)]
+    pub bridges: usize,
     /// How far it has come.
     pub percent: u8,
     /// Whether streams can be opened.
@@ -104,7 +107,7 @@ pub struct TorStatus {
 /// A helper process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ProcessStatus {
-    /// `qemu`, `vsock`, `virtiofsd`, `uplink`, or `port:` and a VM.
+    /// `qemu`, `vsock`, `virtiofsd`, `uplink`, `port:` and a VM, or `transport:` and a name.
     pub name: String,
     /// Its process ID; none while it is down.
     pub pid: Option<u32>,

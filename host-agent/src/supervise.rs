@@ -9,9 +9,10 @@
 //! Nothing polls: an end is a SIGCHLD, a stop is a message.
 
 use std::{
+    ffi::OsString,
     io,
     os::fd::{AsFd, OwnedFd},
-    process::ExitStatus,
+    process::{ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -20,7 +21,11 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::{process::Child, sync::watch, time::timeout};
+use tokio::{
+    process::{Child, ChildStdout},
+    sync::watch,
+    time::timeout,
+};
 
 use crate::{backoff::Backoff, children::Children, model::Model, spawn::Spawn};
 
@@ -64,11 +69,27 @@ impl Shared {
     pub fn start(&self, name: &str, spawn: Spawn, inherit: &[&OwnedFd]) -> io::Result<Supervised> {
         let inherit: Vec<_> = inherit.iter().map(|fd| fd.as_fd()).collect();
         let child = spawn.start(&inherit)?;
+        Ok(self.started(name, spawn, child))
+    }
+
+    /// Starts a process with these variables in its environment; its standard output is not for the log, but for whoever
+    /// takes it ([`Supervised::output`]).
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_heard(&self, name: &str, spawn: Spawn, environment: &[(&str, OsString)]) -> io::Result<Supervised> {
+        let child = spawn.start_changed(&[], |command| {
+            command.envs(environment.iter().map(|(key, value)| (key, value))).stdout(Stdio::piped());
+        })?;
+        Ok(self.started(name, spawn, child))
+    }
+
+    fn started(&self, name: &str, spawn: Spawn, child: Child) -> Supervised {
         let pid = child.id().unwrap_or_default();
         self.children.started(name, pid);
         self.model().process_started(name, pid, Instant::now());
         tracing::info!(name, pid, "started");
-        Ok(Supervised { name: name.into(), child, spawn, shared: self.clone() })
+        Supervised { name: name.into(), child, spawn, shared: self.clone() }
     }
 
     /// Ends what an agent before this one left running; returns the names.
@@ -78,6 +99,11 @@ impl Shared {
 }
 
 impl Supervised {
+    /// Its standard output, once, if it was started to be heard.
+    pub fn output(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
     /// Waits for the end of the process; may be dropped and called again.
     pub async fn ended(&mut self) -> String {
         let status = self.child.wait().await;

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     VmName,
+    entry::TorEntry,
     network::TorNetwork,
     onion::{Onions, Reachability, ServiceName},
     route::{Country, RoutesPart},
@@ -73,10 +74,12 @@ pub enum FromInit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToRouter {
-    /// First of all, once: which network to use.
+    /// First of all, once: which network to use, and how to enter it. Names bridges: not to be logged.
     Configure {
         /// The Tor network.
         network: TorNetwork,
+        /// Bridges, vanguards.
+        entry: TorEntry,
     },
     /// Part of a table of routes. The first table comes before the first VM; each later one takes the place of the one
     /// before, once it is whole. Holds passwords of proxies: not to be logged.

@@ -17,7 +17,9 @@
 //! `<uds-path>_P`. Everything here is bounded, and every bound stands beside the type it bounds. What the other side
 //! sends is hostile until it has been parsed into one of these types.
 
+pub mod bridge;
 pub mod control;
+pub mod entry;
 pub mod hello;
 pub mod link;
 pub mod network;

@@ -64,7 +64,7 @@ fn authority_key(dir: &Path, dir_port: &str) -> Result<String> {
 }
 
 /// An identity of a relay; tor makes its keys when asked for the first time.
-fn fingerprint(config: &Path, kind: Option<&str>) -> Result<String> {
+pub(super) fn fingerprint(config: &Path, kind: Option<&str>) -> Result<String> {
     let mut command = Command::new(cache::tor()?);
     command.args(["--quiet", "--list-fingerprint"]).args(kind).arg("-f").arg(config);
     let output = succeeded("tor --list-fingerprint", command.output().context("cannot run tor: run ci/setup")?)?;

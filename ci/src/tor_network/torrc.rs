@@ -5,7 +5,7 @@ use std::{fs, net::Ipv4Addr, os::unix::fs::DirBuilderExt as _, path::Path, time:
 use anyhow::{Context as _, Result};
 
 use super::{CLIENTS, ONION_HOST, Relay, client_name};
-use crate::world::addresses::{Addresses, DIR_PORT, OR_PORT};
+use crate::world::addresses::{Addresses, DIR_PORT, OBFS4_PORT, OR_PORT};
 
 /// Seconds between votes. Clients and relays take a new consensus as often.
 const VOTING_INTERVAL_S: u64 = 20;
@@ -28,6 +28,16 @@ pub(crate) fn write_all(nodes: &Path, addresses: &Addresses, relays: &[Relay]) -
     }
     write(&nodes.join("resolv.conf"), &resolv_conf(addresses))?;
     write(&nodes.join("bandwidths"), &bandwidths(relays))
+}
+
+/// The configuration of a bridge, which is in no consensus; it speaks plainly and by `obfs4proxy`.
+pub(crate) fn for_bridge(dir: &Path, address: Ipv4Addr, relays: &[Relay], obfs4proxy: &Path) -> String {
+    let bridge = format!(
+        "BridgeRelay 1\nPublishServerDescriptor 0\nBridgeDistribution none\nExitPolicy reject *:*\nExtORPort auto\n\
+         ServerTransportPlugin obfs4 exec {}\nServerTransportListenAddr obfs4 {address}:{OBFS4_PORT}\n",
+        obfs4proxy.display()
+    );
+    common(dir) + &relay_part("bridge", address) + &bridge + &dir_authorities(relays)
 }
 
 /// Enough for `tor --list-fingerprint`, which in a testing network insists on an authority: any will do.

@@ -8,6 +8,8 @@ use crate::{dns::Names, tor_network::RELAYS};
 
 /// The port of every relay's ORPort.
 pub(crate) const OR_PORT: u16 = 5000;
+/// The port of the bridge where it speaks obfs4.
+pub(crate) const OBFS4_PORT: u16 = 5001;
 /// The port of every authority's DirPort.
 pub(crate) const DIR_PORT: u16 = 7000;
 /// The port of the clients' SOCKS.
@@ -75,6 +77,11 @@ impl Addresses {
         (0..RELAYS).map(|index| SocketAddrV4::new(self.relay(index), OR_PORT)).collect()
     }
 
+    /// The bridge, which is no relay of the consensus.
+    pub(crate) fn bridge(self) -> Ipv4Addr {
+        self.at(BRIDGE)
+    }
+
     /// The origin.
     pub(crate) fn origin(self) -> SocketAddr {
         (self.at(20), ORIGIN_PORT).into()
@@ -97,7 +104,7 @@ impl Addresses {
 
     /// All that must be given to an interface where the kernel does not do it by itself.
     pub(crate) fn all(self) -> impl Iterator<Item = Ipv4Addr> {
-        (0..RELAYS).chain(20..SPAN).map(move |offset| self.at(offset))
+        (0..RELAYS).chain([BRIDGE]).chain(20..SPAN).map(move |offset| self.at(offset))
     }
 
     /// What the DNS server knows.
@@ -109,7 +116,10 @@ impl Addresses {
     }
 }
 
-/// How many /16 one world takes: relays, origin, DNS, clients.
+/// Where the bridge is, behind all relays.
+const BRIDGE: usize = 19;
+
+/// How many /16 one world takes: relays, bridge, origin, DNS, clients.
 const SPAN: usize = 25;
 
 #[cfg(test)]
@@ -120,7 +130,7 @@ mod tests {
     fn worlds_do_not_overlap() {
         let [one, two] = [20, 45].map(|first| Addresses { net: 127, first });
         assert!(one.all().all(|address| two.all().all(|other| other != address)));
-        assert_eq!(one.all().count(), RELAYS + 5);
+        assert_eq!(one.all().count(), RELAYS + 6);
         assert!(one.all().any(|address| SocketAddr::from((address, SOCKS_PORT)) == one.socks(2)));
     }
 }

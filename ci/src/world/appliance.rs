@@ -24,6 +24,7 @@ pub(crate) struct Appliance<'a> {
     routes_dir: PathBuf,
     geoip_dir: PathBuf,
     netns: Option<&'a Netns>,
+    config: Option<PathBuf>,
     left: bool,
 }
 
@@ -48,6 +49,7 @@ impl<'a> Appliance<'a> {
             image: cache::image()?,
             network: world.tor.description(),
             netns: world.host(),
+            config: None,
             left: false,
         })
     }
@@ -56,13 +58,29 @@ impl<'a> Appliance<'a> {
     pub(crate) fn in_dir(dir: &Path) -> Appliance<'static> {
         let [image, network, routes_dir, geoip_dir] = [(); 4].map(|()| PathBuf::new());
         let (run_dir, state_dir) = (dir.join("run"), dir.join("state"));
-        Appliance { run_dir, state_dir, image, network, routes_dir, geoip_dir, netns: None, left: true }
+        Appliance { run_dir, state_dir, image, network, routes_dir, geoip_dir, netns: None, config: None, left: true }
     }
 
     /// The same with another image or another state.
     pub(crate) fn with(&self, run_dir: PathBuf, state_dir: PathBuf, image: PathBuf) -> Appliance<'a> {
         let (network, routes_dir, geoip_dir) = (self.network.clone(), self.routes_dir.clone(), self.geoip_dir.clone());
-        Appliance { run_dir, state_dir, image, network, routes_dir, geoip_dir, netns: self.netns, left: false }
+        Appliance {
+            run_dir,
+            state_dir,
+            image,
+            network,
+            routes_dir,
+            geoip_dir,
+            netns: self.netns,
+            config: None,
+            left: false,
+        }
+    }
+
+    /// The same with a configuration file, for the next start.
+    pub(crate) fn configured(mut self, file: PathBuf) -> Appliance<'a> {
+        self.config = Some(file);
+        self
     }
 
     /// `oht up`: returns when Tor is usable.
@@ -118,6 +136,9 @@ impl<'a> Appliance<'a> {
             command.arg(option).arg(path);
         }
         command.arg("--programs").arg(cache::programs()?);
+        if let Some(file) = &self.config {
+            command.arg("--config").arg(file);
+        }
         Ok(())
     }
 

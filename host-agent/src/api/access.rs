@@ -8,7 +8,7 @@
 //!
 //! The kernel says who the peer is. Membership of a group is looked up at each request, so that it can be taken away.
 
-use std::{ffi::CString, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     extract::{ConnectInfo, Request, State},
@@ -17,10 +17,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use key_tree::ApiRequest;
-use nix::unistd::{Group, Uid, User, getgrouplist};
+use nix::unistd::Uid;
 
 use super::{listener::Peer, problem::Failed};
-use crate::agent::Agent;
+use crate::{accounts::Accounts, agent::Agent};
 
 /// What no token shows: the sealed root, and routes, which may have a proxy's password.
 const SECRETS: [&str; 2] = ["/keys/root", "/routes"];
@@ -60,7 +60,7 @@ fn judge(agent: &Agent, peer: Peer, request: &Request) -> Result<(), Failed> {
     if is_trusted(peer, agent.group()) {
         return Ok(());
     }
-    let who = User::from_uid(peer.uid).ok().flatten().map_or_else(|| peer.uid.to_string(), |user| user.name);
+    let who = Accounts::read().user(peer.uid).unwrap_or_else(|| peer.uid.to_string());
     let remedy = match agent.group() {
         Some(group) => format!("join the group {group}, or show a token"),
         None => "show a token".into(),
@@ -76,12 +76,7 @@ fn is_trusted(peer: Peer, group: Option<&str>) -> bool {
     if peer.uid == Uid::effective() || peer.uid.is_root() {
         return true;
     }
-    let Some(group) = group.and_then(|group| Group::from_name(group).ok().flatten()) else { return false };
-    if peer.gid == group.gid {
-        return true;
-    }
-    let user = User::from_uid(peer.uid).ok().flatten().and_then(|user| CString::new(user.name).ok());
-    user.and_then(|user| getgrouplist(&user, peer.gid).ok()).is_some_and(|groups| groups.contains(&group.gid))
+    group.is_some_and(|group| Accounts::read().is_member(peer.uid, peer.gid, group))
 }
 
 /// The one VM that a request is about. A `vm` of the query says so only where all that is answered is about that VM.
@@ -121,13 +116,10 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_not_trusted_and_groups_are_by_name() {
+    fn strangers_are_not_trusted() {
         let own = Peer { uid: Uid::effective(), gid: Gid::effective() };
         let stranger = Peer { uid: Uid::from_raw(4_000_000_000), gid: Gid::from_raw(4_000_000_000) };
         assert!(is_trusted(own, None));
         assert!(!is_trusted(stranger, None) && !is_trusted(stranger, Some("no-such-group")));
-        let group = Group::from_gid(Gid::from_raw(1)).unwrap().unwrap();
-        let member = Peer { gid: group.gid, ..stranger };
-        assert!(is_trusted(member, Some(&group.name)) && !is_trusted(member, Some("root")));
     }
 }

@@ -100,6 +100,7 @@ pub async fn examine(settings: &Settings) -> Vec<Check> {
     checks.extend(host::vm_sockets(settings, running));
     checks.push(network::clock(settings, running));
     checks.push(network::description(settings));
+    checks.push(network::entry(settings));
     checks.push(network::relays(settings, running).await);
     if let Some(status) = running {
         checks.push(host::router(status));

@@ -43,7 +43,13 @@ pub fn status(status: &Status) -> String {
     lines.push(format!("router  {}{booted}{memory}, {} ({})", state(router.state), router.accel, router.accel_reason));
     let usable = if tor.usable { "usable" } else { "not usable yet" };
     let took = tor.bootstrap_s.map_or_else(String::new, |s| format!(" after {s:.2} s"));
-    lines.push(format!("tor     network {:?}, {} %, {usable}{took}: {}", tor.network, tor.percent, tor.status));
+    let through = match tor.bridges {
+        0 => String::new(),
+        1 => " through 1 bridge".into(),
+        bridges => format!(" through {bridges} bridges"),
+    };
+    let (network, percent) = (&tor.network, tor.percent);
+    lines.push(format!("tor     network {network:?}{through}, {percent} %, {usable}{took}: {}", tor.status));
     for process in &status.processes {
         let pid = process.pid.map_or_else(|| "down".into(), |pid| format!("PID {pid}"));
         lines.push(format!("process {}: {pid}, started again {} times", process.name, process.restarts));

@@ -37,7 +37,7 @@ pub(super) async fn run(inner: &Inner, stream: UnixStream) -> Result<(), Session
 }
 
 async fn orders(inner: &Inner, mut writer: OwnedWriteHalf) -> Result<(), SessionError> {
-    write(&mut writer, &ToRouter::Configure { network: inner.network.clone() }).await?;
+    write(&mut writer, &ToRouter::Configure { network: inner.network.clone(), entry: inner.entry.clone() }).await?;
     let (mut vms, mut routes, mut countries) = (inner.vms.clone(), inner.routes.clone(), inner.countries.subscribe());
     let mut onions = inner.onions.clone();
     // A router that connects is told everything.
@@ -125,12 +125,7 @@ fn relays(inner: &Inner, orports: Vec<std::net::SocketAddr>) {
         let what = format!("the router named {refused} relays whose addresses are not on the internet: not allowed");
         inner.shared.model().failure(what);
     }
-    inner.allowed.send_if_modified(|line| {
-        let new = relays.line();
-        let changed = *line != new;
-        *line = new;
-        changed
-    });
+    inner.allow(relays.line());
     if let Err(error) = relays.save(&inner.relays_kept) {
         tracing::warn!(%error, "cannot keep the relays for the next start");
     }

@@ -27,7 +27,7 @@ fn world() -> World {
     let (vms, watched) = watch::channel(Vms::new());
     let (routes, tables) = watch::channel(table(1, ""));
     let (onions, onions_watched) = watch::channel(Wanted::new());
-    let kept = dir.path().join("relays.json");
+    let (kept, network) = (dir.path().join("relays.json"), (network, TorEntry::default()));
     let control = Control::new(shared.clone(), network, watched, tables, onions_watched, kept);
     let listener = UnixListener::bind(dir.path().join("s")).unwrap();
     tokio::spawn(control.clone().serve(listener));

@@ -1,15 +1,19 @@
 //! The addresses that may be dialled: one complete list a line, as JSON, each replacing the one before it.
 //!
+//! An element is an address, or a pair: a stand-in that the router dials, and the address that is dialled instead, which is
+//! that of a pluggable transport's process on this host ([`wire::entry`]).
+//!
 //! A line that is none is refused as a whole and the list before it stays: half a list would be a guess.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     io::{self, BufRead, BufReader, Read},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 /// Bytes of the longest line: 10,000 relays with two addresses each, with room to spare.
@@ -19,9 +23,28 @@ pub const LINE_BYTES_MAX: u64 = 2 << 20;
 /// at once; the report comes by way of the agent, the dial comes directly.
 pub const GRACE: Duration = Duration::from_secs(1);
 
-/// The list, shared by all connections. Empty at first: nothing may be dialled.
+/// The list, shared by all connections: what may be asked for, and what is dialled then. Empty at first: nothing may be.
 #[derive(Clone, Debug, Default)]
-pub struct AllowList(Arc<watch::Sender<HashSet<SocketAddr>>>);
+pub struct AllowList(Arc<watch::Sender<HashMap<SocketAddr, SocketAddr>>>);
+
+/// An element of a list, as it stands in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Entry {
+    /// Dialled as asked.
+    Address(SocketAddr),
+    /// Asked for by the first address, and the second one is dialled.
+    StandIn(SocketAddr, SocketAddr),
+}
+
+impl Entry {
+    fn pair(self) -> (SocketAddr, SocketAddr) {
+        match self {
+            Entry::Address(address) => (address, address),
+            Entry::StandIn(asked, dialled) => (asked, dialled),
+        }
+    }
+}
 
 /// Why a line is not a list.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +61,11 @@ pub enum AllowListError {
 }
 
 impl AllowList {
-    /// Whether `address` may be dialled now or within [`GRACE`].
-    pub async fn allows_soon(&self, address: &SocketAddr) -> bool {
+    /// What is to be dialled for `address`, if it may be now or within [`GRACE`].
+    pub async fn allowed_soon(&self, address: &SocketAddr) -> Option<SocketAddr> {
         let mut lists = self.0.subscribe();
-        let listed = lists.wait_for(|list| list.contains(address));
-        matches!(tokio::time::timeout(GRACE, listed).await, Ok(Ok(_)))
+        let listed = lists.wait_for(|list| list.contains_key(address));
+        tokio::time::timeout(GRACE, listed).await.ok()?.ok()?.get(address).copied()
     }
 
     /// Replaces the list by that of `line`; returns how many addresses it has.
@@ -50,7 +73,8 @@ impl AllowList {
     /// # Errors
     /// When the line is no list; nothing changes then.
     pub fn replace(&self, line: &[u8]) -> Result<usize, AllowListError> {
-        let list: HashSet<SocketAddr> = serde_json::from_slice(line).map_err(AllowListError::Json)?;
+        let list: Vec<Entry> = serde_json::from_slice(line).map_err(AllowListError::Json)?;
+        let list: HashMap<_, _> = list.into_iter().map(Entry::pair).collect();
         let addresses = list.len();
         self.0.send_replace(list);
         Ok(addresses)
@@ -83,7 +107,7 @@ mod tests {
 
     impl AllowList {
         fn allows(&self, address: &SocketAddr) -> bool {
-            self.0.borrow().contains(address)
+            self.0.borrow().contains_key(address)
         }
     }
 
@@ -93,12 +117,12 @@ mod tests {
         let relay = address("127.0.0.1:1");
         let asked = tokio::spawn({
             let list = list.clone();
-            async move { list.allows_soon(&relay).await }
+            async move { list.allowed_soon(&relay).await }
         });
         tokio::time::sleep(GRACE / 2).await;
         list.replace(b"[\"127.0.0.1:1\"]").unwrap();
-        assert!(asked.await.unwrap());
-        assert!(!list.allows_soon(&address("127.0.0.1:2")).await);
+        assert_eq!(asked.await.unwrap(), Some(relay));
+        assert_eq!(list.allowed_soon(&address("127.0.0.1:2")).await, None);
     }
 
     fn address(text: &str) -> SocketAddr {
@@ -115,6 +139,17 @@ mod tests {
         assert!(!list.allows(&address("[::ffff:127.0.0.1]:1")), "a mapped address is another address");
         list.replace(br#"["127.0.0.1:2"]"#).unwrap();
         assert!(!list.allows(&address("127.0.0.1:1")) && list.allows(&address("127.0.0.1:2")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stand_in_is_never_dialled_itself_nor_what_it_stands_for_asked_for() {
+        let list = AllowList::default();
+        list.replace(br#"["192.0.2.1:1",["127.0.0.1:1","127.0.0.1:4000"]]"#).unwrap();
+        assert_eq!(list.allowed_soon(&address("127.0.0.1:1")).await, Some(address("127.0.0.1:4000")));
+        assert_eq!(list.allowed_soon(&address("127.0.0.1:4000")).await, None);
+        list.replace(br#"["192.0.2.1:1"]"#).unwrap();
+        assert_eq!(list.allowed_soon(&address("127.0.0.1:1")).await, None);
+        assert!(list.replace(br#"[["127.0.0.1:1"]]"#).is_err());
     }
 
     #[test]

@@ -54,8 +54,10 @@ pub async fn serve(mut stream: UnixStream, allowed: &AllowList, options: &Option
     let read = timeout(Duration::from_secs(REQUEST_S_MAX), stream.read_exact(&mut request)).await;
     read.map_err(|_| ConnectionError::Slow)??;
     let DialRequest(address) = DialRequest::decode(request)?;
-    let dialled =
-        if allowed.allows_soon(&address).await { dial(address, options).await } else { Err(DialAnswer::Forbidden) };
+    let dialled = match allowed.allowed_soon(&address).await {
+        Some(address) => dial(address, options).await,
+        None => Err(DialAnswer::Forbidden),
+    };
     let answer = dialled.as_ref().err().copied().unwrap_or(DialAnswer::Connected);
     if options.log_addresses {
         tracing::info!(%address, ?answer, "asked to dial");

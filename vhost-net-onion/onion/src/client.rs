@@ -15,12 +15,13 @@ use tor_keymgr::config::ArtiKeystoreKind;
 use tor_linkspec::HasAddrs;
 use tor_netdir::{DirEvent, Timeliness};
 use tor_rtcompat::{CompoundRuntime, RuntimeSubstExt, tokio::TokioRustlsRuntime};
-use wire::{network::TorNetwork, route::Country};
+use wire::{entry::TorEntry, network::TorNetwork, route::Country};
 
 use crate::{
     countries::RelayCountries,
     dialler::{Dial, DiallerProvider},
     discovery::Discovery,
+    entry,
     exits::Exits,
     network::arti_network,
     vm::VmClient,
@@ -41,6 +42,8 @@ const PREPARED_AT_A_TIME: usize = 4;
 pub struct Settings {
     /// The network.
     pub network: TorNetwork,
+    /// How it is entered.
+    pub entry: TorEntry,
     /// A directory that is ours alone: guards, keys and the cached directory live there.
     pub state_dir: PathBuf,
 }
@@ -62,6 +65,9 @@ pub enum OnionError {
     /// An identity of the network's description that is none.
     #[error("{0:?} in the Tor network's description is no relay identity")]
     Identity(String),
+    /// A bridge line that arti does not take.
+    #[error("arti does not take one of the bridge lines")]
+    Bridge,
     /// A configuration that arti does not take.
     #[error("arti refuses the configuration")]
     Configuration(#[source] arti_client::config::ConfigBuildError),
@@ -195,6 +201,7 @@ fn configuration(settings: &Settings) -> Result<TorClientConfig, OnionError> {
     config.storage().keystore().primary().kind(ArtiKeystoreKind::Ephemeral.into());
     *config.tor_network().authorities().v3idents() = authorities;
     config.tor_network().set_fallback_caches(caches);
+    entry::configure(&mut config, &settings.entry)?;
     if settings.network.local_addresses {
         config.address_filter().allow_local_addrs(true).allow_resolving_local_addrs(true);
         // A private network is young, small and near: its relays may answer late, but never need seconds of patience.

@@ -20,6 +20,7 @@ mod client;
 mod countries;
 mod dialler;
 mod discovery;
+mod entry;
 mod exits;
 mod failure;
 mod network;

@@ -66,6 +66,21 @@ pub(super) fn description(settings: &Settings) -> Check {
     }
 }
 
+/// Through which kind of relay the network is entered.
+pub(super) fn entry(settings: &Settings) -> Check {
+    let (entry, transports) = (&settings.entry, &settings.transports);
+    let missing: Vec<_> = transports.iter().filter(|(_, program)| !program.is_file()).collect();
+    if let Some((name, program)) = missing.first() {
+        let detail = format!("the program of the transport {name}, {}, is not there", program.display());
+        return Check::problem("entry", detail, "install it, or mend `transports` in the configuration file");
+    }
+    match entry.bridges.len() {
+        0 => Check::ok("entry", "no bridges: Tor's guards are connected to"),
+        1 => Check::ok("entry", "only 1 bridge is connected to"),
+        count => Check::ok("entry", format!("only {count} bridges are connected to")),
+    }
+}
+
 /// A relay can be reached: the running agent knows, else a few are dialled.
 pub(super) async fn relays(settings: &Settings, running: Option<&Status>) -> Check {
     let remedy =
@@ -85,8 +100,14 @@ pub(super) async fn relays(settings: &Settings, running: Option<&Status>) -> Che
         return Check::note("relays", "not tried: no Tor network is described", "mend the Tor network's description");
     };
     // One address of each of the first caches: several of one relay would say less.
+    let first = network.caches.iter().filter_map(|cache| cache.orports.first().copied());
+    let entry = &settings.entry;
+    // With bridges nothing else may be dialled, and one behind a transport only by the transport.
     let addresses: Vec<SocketAddr> =
-        network.caches.iter().filter_map(|cache| cache.orports.first().copied()).take(TRIED_MAX).collect();
+        if entry.bridges.is_empty() { first.take(TRIED_MAX).collect() } else { entry.direct().into_iter().collect() };
+    if addresses.is_empty() {
+        return Check::note("relays", "not tried: every bridge needs a transport", "start the agent to see");
+    }
     let dials = addresses.into_iter().map(|address| {
         let dial = timeout(Duration::from_secs(DIAL_S_MAX), TcpStream::connect(address));
         tokio::spawn(async move { matches!(dial.await, Ok(Ok(_))) })
@@ -105,6 +126,33 @@ pub(super) async fn relays(settings: &Settings, running: Option<&Status>) -> Che
 #[cfg(test)]
 mod tests {
     use super::{super::Outcome, *};
+    use crate::config::Options;
+
+    #[tokio::test]
+    async fn with_bridges_no_other_relay_is_tried() {
+        let dir = tempfile::tempdir().unwrap();
+        let relay = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (orport, rsa) = (relay.local_addr().unwrap(), "A".repeat(40));
+        let cache = format!(r#"{{"rsa":"{rsa}","ed25519":"{}","orports":["{orport}"]}}"#, "x".repeat(43));
+        let network = format!(r#"{{"name":"t","authorities":["{rsa}"],"caches":[{cache}]}}"#);
+        std::fs::write(dir.path().join("network.json"), network).unwrap();
+        let tried = async |bridge: &str| {
+            let file = dir.path().join("agent.toml");
+            let lines = format!("bridges = [\"{bridge} {rsa}\"]\ntransports = {{ obfs4 = \"/nowhere/x\" }}\n");
+            std::fs::write(&file, lines).unwrap();
+            let options = Options { tor_network: Some(dir.path().join("network.json")), ..Options::default() };
+            let settings = Settings::new(options, Some(&file)).unwrap();
+            (relays(&settings, None).await, entry(&settings))
+        };
+        let (behind, program) = tried("obfs4 192.0.2.1:443").await;
+        assert!(behind.detail.contains("not tried"), "{behind}");
+        assert!(program.ok == Outcome::Problem && program.detail.contains("/nowhere/x"), "{program}");
+        let (direct, entry) = tried("127.0.0.1:1").await;
+        assert!(direct.detail.contains("none of 1"), "{direct}");
+        assert!(entry.ok == Outcome::Ok && entry.detail.contains("only 1 bridge"), "{entry}");
+        // A connection that had been made would stand in the backlog now.
+        assert!(timeout(Duration::from_millis(50), relay.accept()).await.is_err());
+    }
 
     #[test]
     fn a_clock_that_is_off_is_found_where_it_can_be() {
