@@ -20,6 +20,8 @@ impl Latest {
             FromRouter::Relays { .. } => self.relays = Some(report.clone()),
             FromRouter::Link { vm, .. } => drop(self.links.insert(vm.clone(), report.clone())),
             FromRouter::Stream { .. }
+            | FromRouter::Ask { .. }
+            | FromRouter::CircuitsRenewed { .. }
             | FromRouter::RoutesApplied { .. }
             | FromRouter::Usage { .. }
             | FromRouter::Failure { .. } => {}

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use gateway::{Config, Event, FlowId, Gateway, QueryId, Unresolved};
+use gateway::{AskId, Config, Event, FlowId, Gateway, QueryId, Unresolved};
 use tokio::{
     sync::{
         OwnedSemaphorePermit,
@@ -24,7 +24,10 @@ use tokio::{
     task::JoinSet,
     time::Sleep,
 };
-use wire::link::{Abilities, Message};
+use wire::{
+    identity::Answer,
+    link::{Abilities, Message},
+};
 
 use crate::{
     carrier::{Arrival, Carrier, LinkError},
@@ -55,6 +58,8 @@ pub struct Session<E> {
     reports: mpsc::UnboundedReceiver<(FlowId, Report)>,
     /// Names that are being resolved; the gateway bounds how many.
     resolving: JoinSet<(QueryId, Result<Vec<IpAddr>, Unresolved>)>,
+    /// What the VM asks about itself; the gateway bounds how much.
+    asking: JoinSet<(AskId, Answer)>,
     stats: Arc<Stats>,
     bytes_from_vm: u64,
     bytes_to_vm: u64,
@@ -90,6 +95,7 @@ impl<E: Egress> Session<E> {
             report,
             reports,
             resolving: JoinSet::new(),
+            asking: JoinSet::new(),
             stats,
             bytes_from_vm: 0,
             bytes_to_vm: 0,
@@ -132,6 +138,7 @@ impl<E: Egress> Session<E> {
             }
             idle &= !self.poll_reports(cx);
             idle &= !self.poll_resolved(cx);
+            idle &= !self.poll_answered(cx);
             self.handle_events();
             if alarm.poll(cx, self.gateway.poll_timeout()) {
                 self.gateway.handle_timeout(now);
@@ -179,6 +186,14 @@ impl<E: Egress> Session<E> {
         true
     }
 
+    /// Takes one answer to what the VM asks about itself; whether there was one.
+    fn poll_answered(&mut self, cx: &mut Context<'_>) -> bool {
+        let Poll::Ready(Some(done)) = self.asking.poll_join_next(cx) else { return false };
+        let (ask, answer) = done.unwrap_or_else(|crash| resume_unwind(crash.into_panic()));
+        self.gateway.answered(Instant::now(), ask, &answer);
+        true
+    }
+
     fn handle_events(&mut self) {
         while let Some(event) = self.gateway.poll_event() {
             self.handle_event(event);
@@ -186,6 +201,10 @@ impl<E: Egress> Session<E> {
         while let Some((query, name)) = self.gateway.poll_question() {
             let egress = Arc::clone(&self.egress);
             self.resolving.spawn(async move { (query, egress.resolve(&name).await) });
+        }
+        while let Some((ask, question)) = self.gateway.poll_ask() {
+            let egress = Arc::clone(&self.egress);
+            self.asking.spawn(async move { (ask, egress.answer(question).await) });
         }
     }
 

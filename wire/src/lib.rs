@@ -19,8 +19,10 @@
 
 pub mod control;
 pub mod hello;
+pub mod identity;
 pub mod link;
 pub mod network;
+pub mod onion;
 pub mod route;
 pub mod uplink;
 pub mod vm_name;

@@ -132,7 +132,7 @@ impl Delta {
 }
 
 /// Ports of the gateway's services by TCP.
-const SERVICES: [u16; 3] = [53, 8118, 9050];
+const SERVICES: [u16; 4] = [53, 80, 8118, 9050];
 
 struct World {
     gateway: Gateway,
@@ -141,7 +141,7 @@ struct World {
     /// By the VM's port: its next sequence number, and the gateway's.
     next: [(u32, u32); 4],
     /// The same for the connections to [`SERVICES`].
-    next_of_service: [(u32, u32); 3],
+    next_of_service: [(u32, u32); 4],
     stall_events: bool,
     stall_frames: bool,
     connects: usize,
