@@ -222,7 +222,8 @@ impl Router {
         if self.vms.len() >= VMS_MAX {
             return Err(format!("attaching {vm}: a router serves {VMS_MAX} VMs at most"));
         }
-        let attached = vm::attach(vm.clone(), link_port, routes.for_vm(&vm), onion, self.reports.clone(), self.asks.clone());
+        let attached =
+            vm::attach(vm.clone(), link_port, routes.for_vm(&vm), onion, self.reports.clone(), self.asks.clone());
         self.vms.insert(vm, attached);
         Ok(())
     }

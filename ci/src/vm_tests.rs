@@ -11,6 +11,7 @@
 //! | [`libvirt`] | an ordinary user's agent and libvirt |
 //! | [`vm_run`] | a VM that the command starts |
 //! | [`resolves`] | a VM whose names are resolved |
+//! | [`identity`] | a VM asks who it is, signs, and becomes somebody else |
 //! | [`routes`] | VMs with opposite routes, and routes that change while VMs connect |
 //! | [`programs`] | real programs in a Debian guest |
 //! | [`apart`] | VMs share no circuit, and take several; no VM reaches another |
@@ -25,6 +26,7 @@ mod apart;
 mod bad_input;
 mod doctor;
 pub(crate) mod embedded;
+mod identity;
 mod kernel_config;
 mod kills;
 mod libvirt;
@@ -106,6 +108,7 @@ fn all() -> Vec<Test> {
         vm_run::TESTS,
         libvirt::TESTS,
         resolves::TESTS,
+        identity::TESTS,
         routes::TESTS,
         programs::TESTS,
         promise_one::WHILE_RUNNING,

@@ -7,6 +7,7 @@
 //!
 //! The locks come first: from then on every socket in the run directory is ours or stale.
 
+mod circuits;
 mod keys;
 
 use std::{
@@ -168,7 +169,8 @@ impl Agent {
             let what = format!("every VM is blocked, as the routes are wrong; mend them: {problems}");
             shared.model().failure(what);
         }
-        let control = Control::new(shared.clone(), network, watched, routes.tables(), settings.state.relays());
+        let control =
+            Control::new(shared.clone(), network, watched, routes.tables(), settings.state.relays(), Arc::clone(&keys));
         let listener = asynchronous(sockets::listen(&settings.run.vsock_port(CONTROL_PORT))?)?;
         let (uplink_stopper, uplink_stop) = Stopper::new();
         let uplink_listener = sockets::listen(&settings.run.vsock_port(UPLINK_PORT))?;

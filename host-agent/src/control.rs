@@ -8,11 +8,13 @@
 //! ```text
 //! Init:   hello ─► Provision ─► (Ready | Failure | ProgramEnded)* ─► PowerOff ─► PoweringOff ─► closed by us
 //! Router: hello ─► Configure ─► Routes ─► Attach for each VM ─► Attach/Detach as VMs come and go, Routes and Countries as
-//!         they change; notices and reports at any time
+//!         they change; NewCircuits until obeyed; Ask ─► Answer; notices and reports at any time
 //! ```
 
+mod asks;
 mod countries;
 mod init;
+mod renewals;
 mod router;
 
 use std::{
@@ -36,9 +38,10 @@ use wire::{
     network::TorNetwork,
 };
 
-use self::countries::Countries;
+use self::{asks::Asks, countries::Countries, renewals::Renewals};
 use crate::{
     greeting::{self, GreetingError},
+    keys::Keys,
     relays::Relays,
     router_vm::words,
     routes::Table,
@@ -67,6 +70,8 @@ struct Inner {
     /// The table that the router obeys, none while it is not connected, 0 until it obeys one.
     applied: watch::Sender<Option<u64>>,
     countries: watch::Sender<Option<Arc<Countries>>>,
+    renewals: watch::Sender<Renewals>,
+    asks: Asks,
     relays: Mutex<Relays>,
     relays_kept: PathBuf,
     allowed: watch::Sender<Vec<u8>>,
@@ -96,7 +101,8 @@ enum SessionError {
 }
 
 impl Control {
-    /// Control for `network`, `vms` and `routes`; the relays' allow list of before is at `relays_kept`.
+    /// Control for `network`, `vms` and `routes`; the relays' allow list of before is at `relays_kept`; VMs are answered
+    /// out of `keys`.
     #[must_use]
     pub fn new(
         shared: Shared,
@@ -104,6 +110,7 @@ impl Control {
         vms: watch::Receiver<Vms>,
         routes: watch::Receiver<Arc<Table>>,
         relays_kept: PathBuf,
+        keys: Arc<Keys>,
     ) -> Control {
         let relays = Relays::load(network.clone(), &relays_kept);
         let (allowed, _) = watch::channel(relays.line());
@@ -119,6 +126,8 @@ impl Control {
             routes,
             applied,
             countries,
+            renewals: watch::channel(Renewals::default()).0,
+            asks: Asks::new(keys),
             relays,
             relays_kept,
             allowed,

@@ -27,6 +27,7 @@ pub mod daemon;
 pub mod events;
 pub mod greeting;
 pub mod hex;
+pub mod identity;
 pub mod image;
 pub mod inherited;
 pub mod keys;

@@ -157,7 +157,7 @@ fuzz_target!(|steps: Vec<Step>| {
         now,
         flows: vec![],
         next: [(0, 0); 4],
-        next_of_service: [(0, 0); 3],
+        next_of_service: [(0, 0); 4],
         stall_events: false,
         stall_frames: false,
         connects: 0,
@@ -192,7 +192,7 @@ impl World {
                 let frame = packet_v6(protocol, hop_limit, source, destination, payload);
                 self.gateway.handle_frame(now, DATA_VALID, &frame);
             }
-            Step::Service { which, is_new, data } => self.service(usize::from(which % 3), is_new, data),
+            Step::Service { which, is_new, data } => self.service(usize::from(which % 4), is_new, data),
             Step::Segment { port, flags, seq, ack, window, length } => {
                 let (next_seq, next_ack) = self.next[usize::from(port % 4)];
                 let payload = vec![port; usize::from(length) % 65_000];
@@ -296,6 +296,9 @@ impl World {
     }
 
     fn take_events(&mut self) {
+        while let Some((ask, _)) = self.gateway.poll_ask() {
+            self.gateway.answered(self.now, ask, &wire::identity::Answer::Onions(vec![]));
+        }
         while let Some(event) = self.gateway.poll_event() {
             match event {
                 Event::Connect { flow, target, .. } => {
@@ -326,7 +329,7 @@ impl World {
                 let control = u32::from(frame[47] & 3 != 0);
                 let next = (number(42), number(38).wrapping_add(length as u32 + control));
                 match frame[37] {
-                    port @ 101..=103 => self.next_of_service[usize::from(port - 101)].1 = next.1,
+                    port @ 101..=104 => self.next_of_service[usize::from(port - 101)].1 = next.1,
                     port => self.next[usize::from(port.wrapping_sub(1) % 4)] = next,
                 }
             }
@@ -345,12 +348,12 @@ impl World {
         // Connections to services that the pump knows nothing of, and whose numbers nobody does, give way to others,
         // which the VM resets.
         for port in 110..120 {
-            self.to_gateway(port, SERVICES[2], Flags::Syn, (7, 0), &[]);
+            self.to_gateway(port, SERVICES[3], Flags::Syn, (7, 0), &[]);
             self.take_events();
             self.take_frames();
         }
         for port in 110..120 {
-            self.to_gateway(port, SERVICES[2], Flags::Reset, (8, 0), &[]);
+            self.to_gateway(port, SERVICES[3], Flags::Reset, (8, 0), &[]);
         }
         for _ in 0..10_000 {
             self.take_events();

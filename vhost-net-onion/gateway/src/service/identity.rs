@@ -37,8 +37,7 @@ type Refused = (u16, &'static str, &'static str);
 
 const BAD_REQUEST: Refused = (400, "Bad Request", "this is no request of HTTP/1.1 that is understood here");
 const FROM_A_PAGE: Refused = (403, "Forbidden", "web pages are told nothing: ask from a program");
-const NOT_FOUND: Refused =
-    (404, "Not Found", "there are GET /identity, GET /identity/onions and POST /identity/sign");
+const NOT_FOUND: Refused = (404, "Not Found", "there are GET /identity, GET /identity/onions and POST /identity/sign");
 const NOT_ALLOWED: Refused = (405, "Method Not Allowed", "it is GET to ask, and POST to sign");
 const NO_LENGTH: Refused = (411, "Length Required", "send what is to be signed with a Content-Length, not in chunks");
 const TOO_LARGE: Refused =
