@@ -44,7 +44,7 @@ mod tests {
             fs::write(run.path().join(format!("port-{name}.log")), "").unwrap();
         }
         let mut table = crate::vms::VmTable::default();
-        table.add("known".parse().unwrap(), Default::default(), Default::default()).unwrap();
+        table.add("known".parse().unwrap(), Default::default()).unwrap();
         strangers(&run, table.all());
         let left = |dir: &std::path::Path| {
             let mut names: Vec<_> =
