@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gateway::AskId;
+use gateway::{AskId, config::GATEWAY_ADDRESS_V6};
 use smoltcp::{iface::SocketHandle, socket::tcp};
 use wire::identity::{Answer, OnionService, Question, Refusal};
 
@@ -100,6 +100,18 @@ fn who_asks_without_end_is_told_to_wait_and_it_is_counted() {
     for (_, ask, _) in &waiting[1..] {
         world.gateway.answered(world.now, *ask, &service("late"));
     }
+}
+
+#[test]
+fn it_is_asked_by_ipv6_too() {
+    let mut world = World::autoconfigured();
+    let handle = world.connect(GATEWAY_ADDRESS_V6, PORT);
+    world.talk(handle, b"GET /identity HTTP/1.1\r\nHost: [fd6f:6874:1::2]\r\n\r\n", |_| true);
+    world.run_for(Duration::from_secs(1));
+    let (ask, question) = world.gateway.poll_ask().unwrap();
+    assert_eq!(question, Question::Who);
+    world.gateway.answered(world.now, ask, &Refusal::NotFound.because("nobody"));
+    assert!(world.heard(handle).starts_with("HTTP/1.1 404 "));
 }
 
 #[test]
