@@ -88,7 +88,7 @@ mod tests {
     fn a_burst_then_one_each_quarter_of_a_second_and_few_at_a_time() {
         let began = Instant::now();
         let mut asks = Asks::new(began);
-        let mut ask = |asks: &mut Asks, now| {
+        let ask = |asks: &mut Asks, now| {
             let asked = asks.ask(now, Question::Who, FlowId(7)).is_ok();
             if asked {
                 let (ask, _) = asks.poll().unwrap();
