@@ -24,6 +24,8 @@ impl Latest {
                 self.services.insert((vm.clone(), service.clone()), report.clone());
             }
             FromRouter::Stream { .. }
+            | FromRouter::Ask { .. }
+            | FromRouter::CircuitsRenewed { .. }
             | FromRouter::RoutesApplied { .. }
             | FromRouter::Usage { .. }
             | FromRouter::Failure { .. } => {}

@@ -3,6 +3,7 @@
 //! Without options it runs inside the router VM, where everything comes and goes over vsock ([`router`]). With
 //! `--embedded` it serves one VM on the host ([`embedded`]). `--self-test` tries its parts without either.
 
+mod asks;
 mod control;
 mod embedded;
 mod latest;

@@ -23,6 +23,7 @@ use wire::{
 };
 
 use crate::{
+    asks::Asks,
     control::{Control, ControlConnectionError},
     latest::Latest,
     tor::{self, causes},
@@ -47,6 +48,7 @@ const REPORTS_MAX: usize = 256;
 pub(crate) async fn run() -> anyhow::Result<()> {
     let (sender, mut reports) = mpsc::channel(REPORTS_MAX);
     let mut router = Router {
+        asks: Asks::new(sender.clone()),
         reports: sender,
         tor: None,
         uplink: Arc::default(),
@@ -56,6 +58,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
         latest: Latest::default(),
     };
     loop {
+        router.asks.lost();
         let control = router.connect(&mut reports).await;
         match router.obey(control, &mut reports).await {
             Ok(()) => tracing::info!("the host agent has hung up"),
@@ -68,6 +71,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
 }
 
 struct Router {
+    asks: Asks,
     reports: mpsc::Sender<FromRouter>,
     tor: Option<(TorNetwork, TorEntry, Arc<Onion>)>,
     uplink: Arc<Uplink>,
@@ -101,6 +105,8 @@ impl Router {
                 },
                 Some(report) = reports.recv() => self.latest.note(&report),
             }
+            // What was asked of an agent that is gone, or could not be asked at all.
+            self.asks.lost();
             tokio::time::sleep(RECONNECT).await;
         }
     }
@@ -147,6 +153,18 @@ impl Router {
                     attached.connect_again();
                 }
                 Ok(())
+            }
+            ToRouter::Answer { id, answer } => {
+                self.asks.answered(id, answer);
+                Ok(())
+            }
+            ToRouter::NewCircuits { vm, order, end_streams } => {
+                // A VM that is not served has no circuits.
+                if let Some(attached) = self.vms.get(&vm) {
+                    let ended = attached.renew_circuits(end_streams);
+                    tracing::info!(%vm, ended, "new circuits");
+                }
+                return Ok(control.report(&FromRouter::CircuitsRenewed { order }).await?);
             }
             ToRouter::UplinkEnded => {
                 self.uplink.forget_streams();
@@ -210,13 +228,14 @@ impl Router {
         if self.vms.len() >= VMS_MAX {
             return Err(format!("attaching {vm}: a router serves {VMS_MAX} VMs at most"));
         }
-        let attached = vm::attach(vm.clone(), link_port, routes.for_vm(&vm), onion, self.reports.clone());
+        let attached =
+            vm::attach(vm.clone(), link_port, routes.for_vm(&vm), onion, self.reports.clone(), self.asks.clone());
         self.vms.insert(vm, attached);
         Ok(())
     }
 
     fn set_onions(&mut self, vm: &VmName, onions: Onions) -> Result<(), String> {
-        let (Some((_, onion)), Some(attached)) = (&self.tor, self.vms.get_mut(vm)) else {
+        let (Some((_, _, onion)), Some(attached)) = (&self.tor, self.vms.get_mut(vm)) else {
             return Err(format!("onion services of {vm}: it is not attached"));
         };
         let done = attached.set_onions(onion, vm, onions, &self.reports);

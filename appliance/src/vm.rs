@@ -7,7 +7,7 @@ use tokio::{
     task::AbortHandle,
 };
 use vhost_net_onion::{
-    Inbound, Session, Stats, StreamCarrier, TorEgress, VmRouting,
+    Inbound, Informant, Session, Stats, StreamCarrier, TorEgress, VmRouting,
     gateway::Config,
     onion::{CircuitInfo, Onion, VmClient},
 };
@@ -20,6 +20,7 @@ use wire::{
 };
 
 use crate::{
+    asks::Asks,
     panics,
     services::{Around, Services},
     tor::causes,
@@ -89,6 +90,16 @@ impl AttachedVm {
     }
 }
 
+impl AttachedVm {
+    /// From now on no stream shares a circuit with one of before. Ends those that are open, if they are to; returns how
+    /// many those were.
+    pub(crate) fn renew_circuits(&self, end_streams: bool) -> usize {
+        // First: those that are still being opened are opened anew when they are ended.
+        self.client.renew();
+        if end_streams { self.routing.end_all() } else { 0 }
+    }
+}
+
 impl Drop for AttachedVm {
     fn drop(&mut self) {
         self.task.abort();
@@ -102,6 +113,7 @@ pub(crate) fn attach(
     routes: VmRoutes,
     onion: &Onion,
     reports: mpsc::Sender<FromRouter>,
+    asks: Asks,
 ) -> AttachedVm {
     let stats = Arc::new(Stats::default());
     // Outlives a session that crashed, as do its circuits.
@@ -115,6 +127,7 @@ pub(crate) fn attach(
         routing: routing.clone(),
         client: client.clone(),
         reports,
+        asks,
         stats: Arc::clone(&stats),
         link_is_dead: Arc::clone(&link_is_dead),
         inbound: Arc::clone(&inbound),
@@ -131,6 +144,7 @@ struct Vm {
     routing: VmRouting,
     client: VmClient,
     reports: mpsc::Sender<FromRouter>,
+    asks: Asks,
     stats: Arc<Stats>,
     link_is_dead: Arc<Notify>,
     inbound: Arc<Inbound>,
@@ -152,6 +166,7 @@ impl Vm {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).expect("the kernel has randomness once user space runs");
         let egress = TorEgress::new(self.client.clone(), self.routing.clone(), self.observer());
+        let egress = egress.with_informant(self.informant());
         let config = Config { policy: Arc::new(self.routing.clone()), ..Config::default() };
         let session = Session::new(egress, config, seed, Arc::clone(&self.stats));
         let mut session = session.with_inbound(Arc::clone(&self.inbound));
@@ -187,6 +202,15 @@ impl Vm {
         let (vm, reports) = (self.name.clone(), self.reports.clone());
         Arc::new(move |CircuitInfo { id, relays, onion, exit }| {
             let _ = reports.try_send(FromRouter::Stream { vm: vm.clone(), circuit: id, relays, onion, exit });
+        })
+    }
+
+    /// Has the agent answer what the VM asks about itself.
+    fn informant(&self) -> Arc<Informant> {
+        let (vm, asks) = (self.name.clone(), self.asks.clone());
+        Arc::new(move |question| {
+            let (vm, asks) = (vm.clone(), asks.clone());
+            Box::pin(async move { asks.ask(vm, question).await })
         })
     }
 

@@ -12,6 +12,7 @@
 //! | [`libvirt`] | an ordinary user's agent and libvirt |
 //! | [`vm_run`] | a VM that the command starts |
 //! | [`resolves`] | a VM whose names are resolved |
+//! | [`identity`] | a VM asks who it is, signs, and becomes somebody else |
 //! | [`routes`] | VMs with opposite routes, and routes that change while VMs connect |
 //! | [`programs`] | real programs in a Debian guest |
 //! | [`apart`] | VMs share no circuit, and take several; no VM reaches another |
@@ -28,6 +29,7 @@ mod bad_input;
 mod bridges;
 mod doctor;
 pub(crate) mod embedded;
+mod identity;
 mod kernel_config;
 mod kills;
 mod libvirt;
@@ -111,6 +113,7 @@ fn all() -> Vec<Test> {
         vm_run::TESTS,
         libvirt::TESTS,
         resolves::TESTS,
+        identity::TESTS,
         routes::TESTS,
         programs::TESTS,
         promise_one::WHILE_RUNNING,

@@ -7,6 +7,7 @@
 //!
 //! The locks come first: from then on every socket in the run directory is ours or stale.
 
+mod circuits;
 mod keys;
 mod onions;
 
@@ -186,7 +187,8 @@ impl Agent {
         }
         let kept = settings.state.relays();
         let entered = (network, settings.entry.clone());
-        let control = Control::new(shared.clone(), entered, watched, routes.tables(), onions_watched, kept);
+        let tables = routes.tables();
+        let control = Control::new(shared.clone(), entered, watched, tables, onions_watched, kept, Arc::clone(&keys));
         let listener = asynchronous(sockets::listen(&settings.run.vsock_port(CONTROL_PORT))?)?;
         let (uplink_stopper, uplink_stop) = Stopper::new();
         let uplink_listener = sockets::listen(&settings.run.vsock_port(UPLINK_PORT))?;

@@ -4,6 +4,7 @@
 //! bounded by [`BODY_BYTES_MAX`], connections by [`listener`].
 
 pub mod access;
+mod circuits;
 mod description;
 mod events;
 mod keys;
@@ -65,6 +66,7 @@ fn router(agent: Arc<Agent>) -> Router {
         .routes(routes!(tokens::mint))
         .routes(routes!(tokens::revoke))
         .routes(routes!(shut_down))
+        .merge(circuits::routes())
         .merge(keys::routes())
         .merge(routes::router())
         .split_for_parts();

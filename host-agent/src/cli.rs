@@ -193,10 +193,18 @@ enum Vm {
     },
     /// List the VMs.
     List(Places),
-    /// Give a VM a fresh key; the one it had is revoked at once, and the keys of its services with it.
+    /// Give a VM a fresh key and fresh circuits; its streams end, the key it had is revoked at once, and the keys of its
+    /// services with it.
     NewIdentity {
         /// Which.
         name: VmName,
+        #[command(flatten)]
+        places: Places,
+    },
+    /// Take fresh circuits for new streams of a VM, or of all; streams that are open go on.
+    NewCircuits {
+        /// Which; all where none is named.
+        name: Option<VmName>,
         #[command(flatten)]
         places: Places,
     },
@@ -278,6 +286,7 @@ impl Oht {
                 }
                 Vm::Rm { name, places } => vm::remove(&client(places)?, &name, json).await?,
                 Vm::NewIdentity { name, places } => key::new_identity(&client(places)?, &name, json).await?,
+                Vm::NewCircuits { name, places } => vm::new_circuits(&client(places)?, name.as_ref(), json).await?,
                 Vm::List(places) => vm::list(&client(places)?, json).await?,
                 Vm::Attach(what) => attach::attach(*what, config.as_deref(), json).await?,
                 Vm::Run(what) => return run::run(*what, config.as_deref()).await,

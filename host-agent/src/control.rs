@@ -8,11 +8,13 @@
 //! ```text
 //! Init:   hello ─► Provision ─► (Ready | Failure | ProgramEnded)* ─► PowerOff ─► PoweringOff ─► closed by us
 //! Router: hello ─► Configure ─► Routes ─► Attach and Onions for each VM ─► Attach, Detach, Onions, Routes and Countries as
-//!         things change; notices and reports at any time
+//!         things change; NewCircuits until obeyed; Ask ─► Answer; notices and reports at any time
 //! ```
 
+mod asks;
 mod countries;
 mod init;
+mod renewals;
 mod router;
 
 use std::{
@@ -39,9 +41,10 @@ use wire::{
     network::TorNetwork,
 };
 
-use self::countries::Countries;
+use self::{asks::Asks, countries::Countries, renewals::Renewals};
 use crate::{
     greeting::{self, GreetingError},
+    keys::Keys,
     onion_services::Wanted,
     relays::Relays,
     router_vm::words,
@@ -73,6 +76,8 @@ struct Inner {
     applied: watch::Sender<Option<u64>>,
     countries: watch::Sender<Option<Arc<Countries>>>,
     onions: watch::Receiver<Wanted>,
+    renewals: watch::Sender<Renewals>,
+    asks: Asks,
     relays: Mutex<Relays>,
     relays_kept: PathBuf,
     allowed: watch::Sender<Vec<u8>>,
@@ -103,7 +108,7 @@ enum SessionError {
 
 impl Control {
     /// Control for a network and how it is entered, `vms`, their `routes` and `onions`; the relays' allow list of before is at
-    /// `relays_kept`.
+    /// `relays_kept`; VMs are answered out of `keys`.
     #[must_use]
     pub fn new(
         shared: Shared,
@@ -112,6 +117,7 @@ impl Control {
         routes: watch::Receiver<Arc<Table>>,
         onions: watch::Receiver<Wanted>,
         relays_kept: PathBuf,
+        keys: Arc<Keys>,
     ) -> Control {
         let relays = Relays::load(network.clone(), &entry, &relays_kept);
         let (allowed, _) = watch::channel(relays.line());
@@ -129,6 +135,8 @@ impl Control {
             applied,
             countries,
             onions,
+            renewals: watch::channel(Renewals::default()).0,
+            asks: Asks::new(keys),
             relays,
             relays_kept,
             allowed,

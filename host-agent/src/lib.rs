@@ -30,6 +30,7 @@ pub mod entry;
 pub mod events;
 pub mod greeting;
 pub mod hex;
+pub mod identity;
 pub mod image;
 pub mod inherited;
 pub mod keys;

@@ -225,7 +225,10 @@ impl Model {
                 self.tor.usable = usable;
                 self.tor_is(status.chars().filter(|c| !c.is_control()).take(FAILURE_BYTES_MAX).collect());
             }
-            FromRouter::Relays { .. } | FromRouter::RoutesApplied { .. } => {}
+            FromRouter::Relays { .. }
+            | FromRouter::RoutesApplied { .. }
+            | FromRouter::CircuitsRenewed { .. }
+            | FromRouter::Ask { .. } => {}
             FromRouter::Link { vm, up } => {
                 if let Some(known) = self.vms.get_mut(&vm) {
                     known.link_up = up;

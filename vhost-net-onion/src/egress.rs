@@ -1,15 +1,19 @@
-//! Where flows go: to Tor. A trait, so that the session can be tested without it.
+//! Where flows go: to Tor; and who answers what a VM asks about itself. A trait, so that the session can be tested without it.
 
 use std::{
     future::{Future, pending},
     net::IpAddr,
+    pin::Pin,
     sync::Arc,
 };
 
 use gateway::{Credential, Failure, Host, Target, Unresolved};
 use onion::{CircuitInfo, CircuitOf, ConnectError, OnionStream, ResolveError, VmClient, Way};
 use tokio::io::{AsyncRead, AsyncWrite};
-use wire::route::{Block, Hop, HopHost};
+use wire::{
+    identity::{Answer, Question, Refusal},
+    route::{Block, Hop, HopHost},
+};
 
 use crate::{
     hop,
@@ -49,7 +53,19 @@ pub trait Egress: Send + Sync + 'static {
     fn resolve(&self, _name: &str) -> impl Future<Output = Result<Vec<IpAddr>, Unresolved>> + Send {
         async { Err(Unresolved::Failed) }
     }
+
+    /// Answers what the VM asks about itself. There need not be anybody who knows.
+    fn answer(&self, _question: Question) -> impl Future<Output = Answer> + Send {
+        async { nobody() }
+    }
 }
+
+fn nobody() -> Answer {
+    Refusal::Unavailable.because("there is no host agent here that could know")
+}
+
+/// Answers what one VM asks about itself.
+pub type Informant = dyn Fn(Question) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync;
 
 /// Told which circuit each new stream of a VM is on.
 pub type StreamObserver = dyn Fn(CircuitInfo) + Send + Sync;
@@ -59,13 +75,20 @@ pub struct TorEgress {
     client: VmClient,
     routing: VmRouting,
     on_stream: Arc<StreamObserver>,
+    informant: Option<Arc<Informant>>,
 }
 
 impl TorEgress {
     /// Streams through `client`, as `routing` says; `on_stream` is called for each one that is open.
     #[must_use]
     pub fn new(client: VmClient, routing: VmRouting, on_stream: Arc<StreamObserver>) -> TorEgress {
-        TorEgress { client, routing, on_stream }
+        TorEgress { client, routing, on_stream, informant: None }
+    }
+
+    /// The same, where `informant` answers what the VM asks about itself.
+    #[must_use]
+    pub fn with_informant(self, informant: Arc<Informant>) -> TorEgress {
+        TorEgress { informant: Some(informant), ..self }
     }
 
     /// Opens a stream that goes this way.
@@ -129,6 +152,13 @@ impl Egress for TorEgress {
             ResolveError::NoSuchName => Unresolved::NoSuchName,
             ResolveError::Failed => Unresolved::Failed,
         })
+    }
+
+    async fn answer(&self, question: Question) -> Answer {
+        match &self.informant {
+            Some(informant) => informant(question).await,
+            None => nobody(),
+        }
     }
 }
 

@@ -32,7 +32,7 @@ mod session;
 mod stats;
 
 pub use carrier::{Arrival, Carrier, LinkError, StreamCarrier};
-pub use egress::{Egress, Request, TorEgress};
+pub use egress::{Egress, Informant, Request, TorEgress};
 pub use gateway;
 pub use inbound::Inbound;
 pub use onion;

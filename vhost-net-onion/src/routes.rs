@@ -93,6 +93,13 @@ impl VmRouting {
         ended.len()
     }
 
+    /// Ends every stream, also those that are still being opened: these are opened anew. Returns how many those were.
+    pub fn end_all(&self) -> usize {
+        let streams = std::mem::take(&mut self.lock().streams);
+        streams.values().for_each(|(_, cut)| cut.cut());
+        streams.len()
+    }
+
     /// Decides about a stream, and enters it if it may go.
     pub(crate) fn enter(&self, target: &Target) -> Result<(Entry, Way, Option<Hop>), Block> {
         let mut state = self.lock();

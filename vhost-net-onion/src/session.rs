@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use gateway::{Config, Event, Failure, FlowId, Gateway, QueryId, Unresolved};
+use gateway::{AskId, Config, Event, Failure, FlowId, Gateway, QueryId, Unresolved};
 use tokio::{
     sync::{
         OwnedSemaphorePermit,
@@ -26,7 +26,10 @@ use tokio::{
     task::JoinSet,
     time::Sleep,
 };
-use wire::link::{Abilities, Message};
+use wire::{
+    identity::Answer,
+    link::{Abilities, Message},
+};
 
 use crate::{
     carrier::{Arrival, Carrier, LinkError},
@@ -61,6 +64,8 @@ pub struct Session<E> {
     calls: HashMap<FlowId, Box<dyn Incoming>>,
     /// Names that are being resolved; the gateway bounds how many.
     resolving: JoinSet<(QueryId, Result<Vec<IpAddr>, Unresolved>)>,
+    /// What the VM asks about itself; the gateway bounds how much.
+    asking: JoinSet<(AskId, Answer)>,
     stats: Arc<Stats>,
     bytes_from_vm: u64,
     bytes_to_vm: u64,
@@ -98,6 +103,7 @@ impl<E: Egress> Session<E> {
             inbound: Arc::default(),
             calls: HashMap::new(),
             resolving: JoinSet::new(),
+            asking: JoinSet::new(),
             stats,
             bytes_from_vm: 0,
             bytes_to_vm: 0,
@@ -141,6 +147,7 @@ impl<E: Egress> Session<E> {
             idle &= !self.poll_reports(cx);
             idle &= !self.poll_resolved(cx);
             idle &= !self.poll_calls(cx);
+            idle &= !self.poll_answered(cx);
             self.handle_events();
             if alarm.poll(cx, self.gateway.poll_timeout()) {
                 self.gateway.handle_timeout(now);
@@ -188,6 +195,14 @@ impl<E: Egress> Session<E> {
         true
     }
 
+    /// Takes one answer to what the VM asks about itself; whether there was one.
+    fn poll_answered(&mut self, cx: &mut Context<'_>) -> bool {
+        let Poll::Ready(Some(done)) = self.asking.poll_join_next(cx) else { return false };
+        let (ask, answer) = done.unwrap_or_else(|crash| resume_unwind(crash.into_panic()));
+        self.gateway.answered(Instant::now(), ask, &answer);
+        true
+    }
+
     fn handle_events(&mut self) {
         while let Some(event) = self.gateway.poll_event() {
             self.handle_event(event);
@@ -195,6 +210,10 @@ impl<E: Egress> Session<E> {
         while let Some((query, name)) = self.gateway.poll_question() {
             let egress = Arc::clone(&self.egress);
             self.resolving.spawn(async move { (query, egress.resolve(&name).await) });
+        }
+        while let Some((ask, question)) = self.gateway.poll_ask() {
+            let egress = Arc::clone(&self.egress);
+            self.asking.spawn(async move { (ask, egress.answer(question).await) });
         }
     }
 

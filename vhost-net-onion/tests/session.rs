@@ -20,6 +20,7 @@ use vhost_net_onion::{
     inbound::{self, Accepted, Incoming},
     memory_vm::{Connection, MemoryVm, MemoryVmError},
 };
+use wire::identity::{Answer, Question, Refusal};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -45,6 +46,16 @@ impl Egress for FarEnds {
         tokio::task::yield_now().await;
         if name == "real.test" { Ok(vec![REAL.into()]) } else { Err(Unresolved::NoSuchName) }
     }
+
+    async fn answer(&self, question: Question) -> Answer {
+        tokio::task::yield_now().await;
+        answer_to(question)
+    }
+}
+
+/// Answers with what it was asked.
+fn answer_to(question: Question) -> Answer {
+    Refusal::Locked.because(format!("{question:?}"))
 }
 
 /// The address of `real.test`, the only name that can be resolved.
@@ -198,6 +209,25 @@ fn names_are_resolved_if_that_is_wanted() {
         vm.connect(REAL, 80).await?;
         let (target, _far_end) = far_ends.recv().await.unwrap();
         assert_eq!(target, Target { host: Host::Address(REAL.into()), port: 80 });
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_vm_asks_about_itself_is_answered_by_the_egress() {
+    with_vm(|mut vm, server, _far_ends, _| async move {
+        for (path, question) in [("/identity", Question::Who), ("/identity/onions", Question::Onions)] {
+            let connection = vm.connect(server, 80).await?;
+            vm.send(connection, format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes());
+            let mut heard = vec![];
+            while let Some(bytes) = vm.recv(connection) {
+                heard.extend(bytes);
+                vm.turn().await?;
+            }
+            let heard = String::from_utf8(heard).unwrap();
+            let body = String::from_utf8(answer_to(question).body()).unwrap();
+            assert!(heard.starts_with("HTTP/1.1 423 ") && heard.ends_with(&body), "{heard}");
+        }
         Ok(())
     });
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     VmName,
     entry::TorEntry,
+    identity::{Answer, Question},
     network::TorNetwork,
     onion::{Onions, Reachability, ServiceName},
     route::{Country, RoutesPart},
@@ -119,6 +120,22 @@ pub enum ToRouter {
     },
     /// The same of the uplink, and of every connection to a relay.
     UplinkEnded,
+    /// The answer to an [`FromRouter::Ask`].
+    Answer {
+        /// Its number.
+        id: u64,
+        /// What the VM is told.
+        answer: Answer,
+    },
+    /// From now on no stream of this VM goes by a circuit that carried an earlier one.
+    NewCircuits {
+        /// The VM.
+        vm: VmName,
+        /// For the answer.
+        order: u64,
+        /// Whether the streams that are open end.
+        end_streams: bool,
+    },
 }
 
 /// From the router to the host agent.
@@ -143,6 +160,20 @@ pub enum FromRouter {
     RoutesApplied {
         /// Its [number](RoutesPart::table).
         table: u64,
+    },
+    /// A [`ToRouter::NewCircuits`] is obeyed.
+    CircuitsRenewed {
+        /// Its number.
+        order: u64,
+    },
+    /// A VM asks about itself, to be answered by [`ToRouter::Answer`].
+    Ask {
+        /// The VM, as the router says.
+        vm: VmName,
+        /// Which question this is: unique for as long as the connection stands.
+        id: u64,
+        /// What it asks.
+        question: Question,
     },
     /// The link of a VM was connected, or was lost and is being connected again.
     Link {
@@ -286,6 +317,8 @@ mod tests {
             r#"{"attach":{"vm":"web","link_port":-1}}"#,
             r#"{"attach":{"vm":"web"}}"#,
             r#"{"countries":{"of":{"CHE":["192.0.2.1"]}}}"#,
+            r#"{"new_circuits":{"vm":"../web","order":1,"end_streams":true}}"#,
+            r#"{"answer":{"id":1,"answer":{"who":{}}}}"#,
             r#"{"routes":{"table":1,"total":0,"from":0,"routes":[],"more":1}}"#,
             "",
         ] {

@@ -21,6 +21,7 @@ pub mod bridge;
 pub mod control;
 pub mod entry;
 pub mod hello;
+pub mod identity;
 pub mod link;
 pub mod network;
 pub mod onion;

@@ -70,17 +70,23 @@ impl Agent {
         Ok(aside.map(|path| path.display().to_string()))
     }
 
-    /// Gives a VM a fresh key and revokes the one it had.
+    /// Gives a VM a fresh key, revokes the one it had, ends its streams and has later ones take new circuits. A router that
+    /// is not there does its part as soon as it is.
     ///
     /// # Errors
     /// When there is no such VM, or its key cannot be made; it keeps its identity then.
     pub async fn new_identity(&self, vm: &VmName) -> Result<KeyBranch, AgentError> {
-        let _ports = self.changing.lock().await;
+        let ports = self.changing.lock().await;
         if !self.table().all().contains_key(vm) {
             return Err(VmError::Unknown(vm.clone()).into());
         }
         let name = vm.clone();
-        self.with_keys(move |keys| keys.new_identity(&name)).await
+        let branch = self.with_keys(move |keys| keys.new_identity(&name)).await?;
+        drop(ports);
+        if !self.control.renew_circuits(std::slice::from_ref(vm), true).await {
+            tracing::warn!(%vm, "the router is not there to take new circuits: it will when it is");
+        }
+        Ok(branch)
     }
 
     pub(super) async fn add_key(&self, vm: &VmName) -> Result<(), AgentError> {

@@ -33,6 +33,20 @@ pub async fn remove(client: &Client, name: &VmName, json: bool) -> anyhow::Resul
     if json { output::json(&serde_json::json!({ "removed": name })) } else { output::text(&format!("removed {name}")) }
 }
 
+/// Takes new circuits for a VM, or for all.
+///
+/// # Errors
+/// When there is no such VM, or no agent.
+pub async fn new_circuits(client: &Client, name: Option<&VmName>, json: bool) -> anyhow::Result<()> {
+    let path = name.map_or_else(|| "/new-circuits".to_owned(), |name| format!("/vms/{name}/new-circuits"));
+    client.order(Method::POST, &path).await?;
+    if json {
+        return output::json(&serde_json::json!({ "new_circuits": name }));
+    }
+    let whose = name.map_or("all VMs".to_owned(), ToString::to_string);
+    output::text(&format!("new streams of {whose} take new circuits; those that are open go on"))
+}
+
 /// Lists the VMs.
 ///
 /// # Errors

@@ -5,13 +5,21 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::net::{UnixStream, unix::OwnedWriteHalf};
+use tokio::{
+    net::{UnixStream, unix::OwnedWriteHalf},
+    sync::mpsc,
+};
 use wire::{
     control::{FromRouter, ToRouter},
+    identity::Refusal,
     route::parts,
 };
 
-use super::{Inner, SessionError, read, write};
+use super::{
+    Inner, SessionError,
+    asks::{self, ASKS_MAX},
+    read, write,
+};
 use crate::{onion_services::Wanted, vms::Vms};
 
 /// Configures the router, tells it which VMs to serve, and takes its reports. Ends with the connection.
@@ -24,19 +32,25 @@ pub(super) async fn run(inner: &Inner, stream: UnixStream) -> Result<(), Session
     }
     inner.applied.send_replace(Some(0));
     tracing::info!("the router program is connected");
+    // Room for an answer to every question, and for as many refusals.
+    let (answers, answered) = mpsc::channel(2 * ASKS_MAX);
     let reports = async {
         while let Some(message) = read::<FromRouter>(&mut reader).await? {
-            report(inner, message);
+            report(inner, message, &answers);
         }
         Ok(())
     };
     tokio::select! {
         result = reports => result,
-        result = orders(inner, writer) => result,
+        result = orders(inner, writer, answered) => result,
     }
 }
 
-async fn orders(inner: &Inner, mut writer: OwnedWriteHalf) -> Result<(), SessionError> {
+async fn orders(
+    inner: &Inner,
+    mut writer: OwnedWriteHalf,
+    mut answered: mpsc::Receiver<ToRouter>,
+) -> Result<(), SessionError> {
     write(&mut writer, &ToRouter::Configure { network: inner.network.clone(), entry: inner.entry.clone() }).await?;
     let (mut vms, mut routes, mut countries) = (inner.vms.clone(), inner.routes.clone(), inner.countries.subscribe());
     let mut onions = inner.onions.clone();
@@ -45,6 +59,7 @@ async fn orders(inner: &Inner, mut writer: OwnedWriteHalf) -> Result<(), Session
     countries.mark_changed();
     let (mut served, mut told) = (Vms::new(), Wanted::new());
     let mut notices = inner.notices.subscribe();
+    let (mut renewals, mut renewals_sent) = (inner.renewals.subscribe(), 0);
     loop {
         if routes.has_changed().unwrap_or(false) {
             let table = Arc::clone(&routes.borrow_and_update());
@@ -70,6 +85,12 @@ async fn orders(inner: &Inner, mut writer: OwnedWriteHalf) -> Result<(), Session
             write(&mut writer, &ToRouter::Onions { vm: vm.clone(), onions: onions.clone() }).await?;
             told.insert(vm, onions);
         }
+        // Of VMs that it has been told of.
+        let (new, last) = renewals.borrow_and_update().after(renewals_sent);
+        for order in new {
+            write(&mut writer, &order).await?;
+        }
+        renewals_sent = last;
         tokio::select! {
             changed = onions.changed() => if changed.is_err() {
                 return std::future::pending().await;
@@ -81,6 +102,8 @@ async fn orders(inner: &Inner, mut writer: OwnedWriteHalf) -> Result<(), Session
             // To be told above: waiting has marked it as seen.
             Ok(()) = routes.changed() => routes.mark_changed(),
             Ok(()) = countries.changed() => countries.mark_changed(),
+            Ok(()) = renewals.changed() => {}
+            Some(answer) = answered.recv() => write(&mut writer, &answer).await?,
             notice = notices.recv() => if let Ok(notice) = notice {
                 write(&mut writer, &notice).await?;
             },
@@ -105,12 +128,22 @@ fn onion_changes(served: &Vms, told: &Wanted, wanted: &Wanted) -> Wanted {
     onions.filter(|(vm, onions)| told.get(vm) != Some(onions)).collect()
 }
 
-fn report(inner: &Inner, message: FromRouter) {
+fn report(inner: &Inner, message: FromRouter, answers: &mpsc::Sender<ToRouter>) {
     let message = match message {
         FromRouter::Relays { orports } => return relays(inner, orports),
         FromRouter::RoutesApplied { table } => {
             inner.applied.send_replace(Some(table));
             return;
+        }
+        FromRouter::CircuitsRenewed { order } => {
+            inner.renewals.send_modify(|renewals| renewals.obeyed(order));
+            return;
+        }
+        FromRouter::Ask { vm, id, question } => {
+            return match inner.vms.borrow().contains_key(&vm) {
+                true => inner.asks.ask(vm, id, question, answers),
+                false => asks::refuse(id, Refusal::NotFound.because("there is no such VM"), answers),
+            };
         }
         message => message,
     };

@@ -5,6 +5,7 @@ use std::time::Instant;
 use tempfile::TempDir;
 use wire::{
     control::{FromInit, FromRouter, ToInit, ToRouter},
+    identity::{Answer, Question, Refusal},
     onion::{OnionAddress, Onions},
 };
 
@@ -18,6 +19,7 @@ struct World {
     vms: watch::Sender<Vms>,
     routes: watch::Sender<Arc<Table>>,
     onions: watch::Sender<Wanted>,
+    keys: Arc<Keys>,
 }
 
 fn world() -> World {
@@ -27,11 +29,14 @@ fn world() -> World {
     let (vms, watched) = watch::channel(Vms::new());
     let (routes, tables) = watch::channel(table(1, ""));
     let (onions, onions_watched) = watch::channel(Wanted::new());
+    let (vault, sealed_root) = (dir.path().join("keys"), dir.path().join("root.age"));
+    let places = crate::keys::Places { vault, sealed_root, ephemeral: true, auto_lock: None };
+    let keys = Arc::new(Keys::open(places, Box::new(crate::keys::time::SystemTime)));
     let (kept, network) = (dir.path().join("relays.json"), (network, TorEntry::default()));
-    let control = Control::new(shared.clone(), network, watched, tables, onions_watched, kept);
+    let control = Control::new(shared.clone(), network, watched, tables, onions_watched, kept, Arc::clone(&keys));
     let listener = UnixListener::bind(dir.path().join("s")).unwrap();
     tokio::spawn(control.clone().serve(listener));
-    World { dir, shared, control, vms, routes, onions }
+    World { dir, shared, control, vms, routes, onions, keys }
 }
 
 fn table(number: u64, text: &str) -> Arc<Table> {
@@ -186,4 +191,90 @@ async fn countries_are_told_only_if_a_route_asks() {
     assert!(matches!(read(&mut router).await.unwrap(), Some(ToRouter::Routes(_))));
     let of = [("CH".parse().unwrap(), vec!["192.0.2.1".parse().unwrap()])].into();
     assert_eq!(read(&mut router).await.unwrap(), Some(ToRouter::Countries { of }));
+}
+
+/// Has the VM `web`, and is told of it.
+async fn serving_router(world: &World) -> UnixStream {
+    let vm = Vm { link_port: 2048, nature: Default::default() };
+    world.vms.send_replace(Vms::from([("web".parse().unwrap(), vm)]));
+    let mut router = connect(world, Role::Router).await;
+    is_configured(&mut router).await;
+    assert!(matches!(read(&mut router).await.unwrap(), Some(ToRouter::Attach { .. })));
+    router
+}
+
+#[tokio::test]
+async fn a_vm_is_answered_within_its_keys_and_a_stranger_not() {
+    let world = world();
+    let web = "web".parse().unwrap();
+    world.keys.add_vm(&web).unwrap();
+    let mut router = serving_router(&world).await;
+    for (id, vm) in [(1, "web"), (2, "bank")] {
+        let ask = FromRouter::Ask { vm: vm.parse().unwrap(), id, question: Question::Who };
+        write(&mut router, &ask).await.unwrap();
+    }
+    let mut told: Vec<_> = vec![];
+    for _ in 0..2 {
+        let Some(ToRouter::Answer { id, answer }) = read(&mut router).await.unwrap() else { panic!("no answer") };
+        told.push((id, answer));
+    }
+    told.sort_by_key(|(id, _)| *id);
+    let key = world.keys.tree().branches.iter().find(|branch| branch.name == "web").unwrap().key.clone();
+    assert!(matches!(&told[0].1, Answer::Who(who) if who.key == key && who.name == web), "{told:?}");
+    assert!(matches!(&told[1].1, Answer::Refused { why: Refusal::NotFound, .. }), "{told:?}");
+}
+
+#[tokio::test]
+async fn questions_beyond_the_bound_are_refused_and_the_rest_answered() {
+    let world = world();
+    let mut router = serving_router(&world).await;
+    let count = 10 * asks::ASKS_MAX as u64;
+    for id in 0..count {
+        let question = Question::Sign { sha256: wire::identity::Sha256([1; 32]) };
+        write(&mut router, &FromRouter::Ask { vm: "web".parse().unwrap(), id, question }).await.unwrap();
+    }
+    // What finds no room is not answered; the router tells a VM that waits for it. Later ones are as ever.
+    world.keys.add_vm(&"web".parse().unwrap()).unwrap();
+    for id in count.. {
+        write(&mut router, &FromRouter::Ask { vm: "web".parse().unwrap(), id, question: Question::Who }).await.unwrap();
+        let Some(ToRouter::Answer { answer, .. }) = read(&mut router).await.unwrap() else { panic!("no answer") };
+        if matches!(answer, Answer::Who(_)) {
+            break;
+        }
+        // Those of before, by a key that was there in time or not.
+        let is_earlier = match &answer {
+            Answer::Signed(_) => true,
+            Answer::Refused { why, .. } => [Refusal::NotFound, Refusal::Unavailable].contains(why),
+            _ => false,
+        };
+        assert!(is_earlier, "{answer:?}");
+    }
+    assert_eq!(world.shared.model().failures().1, 0);
+}
+
+#[tokio::test]
+async fn new_circuits_are_ordered_until_they_are_had() {
+    let world = world();
+    let vms = ["web".parse().unwrap()];
+    let mut router = serving_router(&world).await;
+    let control = world.control.clone();
+    let name = vms.clone();
+    let waiting = tokio::spawn(async move { control.renew_circuits(&name, true).await });
+    let Some(ToRouter::NewCircuits { vm, order, end_streams: true }) = read(&mut router).await.unwrap() else {
+        panic!("no order")
+    };
+    assert!(vm == vms[0] && !waiting.is_finished());
+    // It breaks off before it has obeyed: its successor is told again, and then no more.
+    drop(router);
+    let mut router = serving_router(&world).await;
+    let again = ToRouter::NewCircuits { vm, order, end_streams: true };
+    assert_eq!(read(&mut router).await.unwrap(), Some(again));
+    write(&mut router, &FromRouter::CircuitsRenewed { order }).await.unwrap();
+    assert!(waiting.await.unwrap());
+    drop(router);
+    until(|| world.control.0.applied.borrow().is_none()).await;
+    assert!(!world.control.renew_circuits(&vms, false).await, "nobody is there");
+    let mut router = serving_router(&world).await;
+    let told = read(&mut router).await.unwrap();
+    assert!(matches!(told, Some(ToRouter::NewCircuits { end_streams: false, .. })), "{told:?}");
 }

@@ -84,6 +84,11 @@ pub struct Counters {
     /// Of these: ended because of what they asked for, or once it was answered.
     pub services_ended: u64,
 
+    /// Questions of the VM about itself.
+    pub asks: u64,
+    /// Refused: such questions beyond the rate limit, or beyond those that may wait.
+    pub asks_refused: u64,
+
     /// Flows begun: SYNs that became an [`crate::Event::Connect`].
     pub flows_begun: u64,
     /// Flows whose far end accepted.
@@ -161,6 +166,7 @@ impl Counters {
             ("icmp_limit", self.dropped_icmp_limit),
             ("names_evicted", self.names_evicted),
             ("names_full", self.names_full),
+            ("asks", self.asks_refused),
             ("flows_failed", self.flows_failed),
             ("flows_evicted", self.flows_evicted),
             ("flows_rejected", self.flows_rejected),

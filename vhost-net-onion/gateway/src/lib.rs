@@ -29,6 +29,7 @@
 //! | NTP, the time protocol to the gateway | the time that the pump told (`ntp`, `time`) |
 //! | TCP to a made-up address, or to any remote address | a flow; its SYN is answered when the far end has accepted (`tcp`) |
 //! | TCP to the gateway: DNS, SOCKS5, HTTP's CONNECT | accepted at once; a proxy's request becomes a flow (`service`) |
+//! | HTTP to the gateway: who the VM is | a question for the pump (`service::identity`) |
 //! | TCP to the gateway's other ports, any segment of no flow | RST, but for answers to a connection that the pump wanted ([`Gateway::open`]) |
 //! | TCP to a made-up address that stands for no name, to the VM's own network, to link-local addresses | ICMP host unreachable |
 //! | ICMP echo to the gateway | answered (`icmp`, `icmpv6`) |
@@ -53,6 +54,7 @@ use std::{
 
 mod address;
 mod arp;
+mod asks;
 mod checksum;
 mod clock;
 pub mod config;
@@ -83,9 +85,13 @@ mod udp;
 
 use bytes::Bytes;
 use smoltcp::wire::{EthernetFrame, EthernetProtocol};
-use wire::link::{Abilities, Offload};
+use wire::{
+    identity::{Answer, Question},
+    link::{Abilities, Offload},
+};
 
 use self::{
+    asks::Asks,
     clock::Clock,
     config::GATEWAY_MAC,
     names::Names,
@@ -110,6 +116,10 @@ pub struct FlowId(u64);
 /// Names one question of the VM. Never used twice by one gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueryId(u64);
+
+/// Names one question of the VM about itself. Never used twice by one gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AskId(u64);
 
 /// Why a name has no addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +198,7 @@ pub struct Gateway {
     services: Services,
     names: Names,
     resolver: Resolver,
+    asks: Asks,
     policy: Arc<dyn Policy>,
     advertiser: Advertiser,
     /// The time of day, once the pump has told it.
@@ -211,6 +222,7 @@ impl Gateway {
             names: Names::new(config.names_max, seed),
             services: Services::new(config.half_open_max),
             resolver: Resolver::default(),
+            asks: Asks::new(now),
             policy: Arc::clone(&config.policy),
             advertiser: Advertiser::new(seed[1], now),
             clock: None,
@@ -377,6 +389,19 @@ impl Gateway {
             (Asker::Udp(vm, own), Some(answer)) => self.reply_by_udp(own, vm, &answer),
             (Asker::Udp(..), None) => {}
             (Asker::Tcp(flow), answer) => self.service_resolved(flow, answer.as_deref()),
+        }
+    }
+
+    /// Takes the next question of the VM about itself: find the answer, then call [`Gateway::answered`].
+    pub fn poll_ask(&mut self) -> Option<(AskId, Question)> {
+        self.asks.poll()
+    }
+
+    /// Answers a question of the VM about itself, once.
+    pub fn answered(&mut self, now: Instant, ask: AskId, answer: &Answer) {
+        self.now = now;
+        if let Some(flow) = self.asks.take(ask) {
+            self.service_answered(flow, answer);
         }
     }
 

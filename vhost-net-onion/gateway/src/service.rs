@@ -4,6 +4,7 @@
 //! | port | protocol |
 //! | --- | --- |
 //! | 53 | DNS ([`dns`]) |
+//! | 80 | HTTP, who the VM is ([`identity`]) |
 //! | 8118 | HTTP, CONNECT only ([`http`]) |
 //! | 9050 | SOCKS5 ([`socks`]) |
 //!
@@ -13,6 +14,7 @@
 //! | --- | --- | --- |
 //! | talking | go to the protocol, which answers; silence ends it | knows nothing of it |
 //! | resolving | wait in the flow | was given `Resolve` and is to answer |
+//! | asking | wait in the flow | was given `Ask` and is to answer |
 //! | connecting | wait in the flow | was given `Connect` and is to answer |
 //! | passing | those that came behind the request go first | has the flow as any other |
 //! | closing | are thrown away | knows nothing of it, or said `failed` |
@@ -22,6 +24,7 @@
 
 mod dns;
 mod http;
+mod identity;
 mod socks;
 pub(crate) mod table;
 mod target;
@@ -30,7 +33,9 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
-use self::socks::Socks;
+use wire::identity::Question as Ask;
+
+use self::{identity::Request, socks::Socks};
 use crate::{Counters, Credential, Failure, Policy, Target, dns::Question, names::Names};
 
 /// Bytes of answers that may wait before no further questions are taken.
@@ -38,12 +43,13 @@ const OUTPUT_BYTES_MAX: usize = 16 * 1024;
 
 /// Ports, in the order of the table above.
 const DNS_PORT: u16 = crate::dns::PORT;
+const IDENTITY_PORT: u16 = 80;
 const HTTP_PORT: u16 = 8118;
 const SOCKS_PORT: u16 = 9050;
 
 /// Whether the gateway serves this TCP port at its own addresses.
 pub(crate) fn is_served(port: u16) -> bool {
-    matches!(port, DNS_PORT | HTTP_PORT | SOCKS_PORT)
+    matches!(port, DNS_PORT | IDENTITY_PORT | HTTP_PORT | SOCKS_PORT)
 }
 
 /// The parts of the gateway that a protocol needs.
@@ -65,6 +71,8 @@ enum Step {
     Connect(Target, Option<Credential>),
     /// The addresses of a name, before it goes on.
     Resolve(Question),
+    /// The answer to what the VM asks about itself, which is all that it will be told.
+    Ask(Ask),
     /// The end, after its answers are taken.
     Close,
 }
@@ -72,6 +80,7 @@ enum Step {
 #[derive(Debug)]
 enum Protocol {
     Dns,
+    Identity(Request),
     Http,
     Socks(Socks),
 }
@@ -80,6 +89,7 @@ enum Protocol {
 enum Phase {
     Talking,
     Resolving,
+    Asking,
     Connecting,
     Passing,
     Closing,
@@ -111,6 +121,7 @@ impl Service {
     fn new(port: u16) -> Service {
         let protocol = match port {
             DNS_PORT => Protocol::Dns,
+            IDENTITY_PORT => Protocol::Identity(Request::default()),
             HTTP_PORT => Protocol::Http,
             _ => Protocol::Socks(Socks::default()),
         };
@@ -132,6 +143,7 @@ impl Service {
         let Service { input, output, .. } = self;
         match &mut self.protocol {
             Protocol::Dns => dns::handle(input, output, context),
+            Protocol::Identity(request) => request.handle(input, output),
             Protocol::Http => http::handle(input, output, context),
             Protocol::Socks(socks) => socks.handle(input, output, context),
         }
@@ -140,7 +152,7 @@ impl Service {
     /// Answers the request once the stream is open or could not be opened.
     fn reply_to_connect(&mut self, result: Result<(), Failure>) {
         match self.protocol {
-            Protocol::Dns => {}
+            Protocol::Dns | Protocol::Identity(_) => {}
             Protocol::Http => http::reply_to_connect(result, &mut self.output),
             Protocol::Socks(_) => socks::reply_to_connect(result, &mut self.output),
         }

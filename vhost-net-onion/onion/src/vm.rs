@@ -42,8 +42,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct VmClient(Arc<Inner>);
 
 struct Inner {
-    /// For onion services.
-    onions: Client,
+    /// For onion services: none of its circuits is another VM's, or one of before [`VmClient::renew`].
+    onions: Mutex<Client>,
     discovery: Arc<Discovery>,
     /// The restricted services that the VM may reach.
     authorised: Mutex<HashMap<HsId, ClientKey>>,
@@ -80,7 +80,7 @@ impl VmClient {
     /// `exits`.
     pub(crate) fn new(onions: Client, exits: Exits, discovery: Arc<Discovery>, preparing: Arc<Semaphore>) -> VmClient {
         VmClient(Arc::new(Inner {
-            onions,
+            onions: Mutex::new(onions),
             discovery,
             authorised: Mutex::default(),
             exits,
@@ -108,6 +108,18 @@ impl VmClient {
         let authorised = keys.iter().filter_map(key).collect();
         let before = std::mem::replace(&mut *self.0.authorised(), authorised);
         drop(before);
+    }
+
+    /// Takes fresh circuits: no stream that is opened from now on shares one with a stream of before, or with one that is
+    /// being opened now. Those go on.
+    pub fn renew(&self) {
+        {
+            let mut onions = self.0.onions.lock().unwrap_or_else(PoisonError::into_inner);
+            *onions = onions.isolated_client();
+        }
+        // Tokens are never made twice, so that what circuits there are is no business of a new spread.
+        *self.0.spread() = Spread::new();
+        self.prepare();
     }
 
     /// Opens a stream to `host` (a name, an `.onion` name, or an address) and `port`. Returns once the far end has
@@ -206,11 +218,12 @@ impl VmClient {
     ) -> Result<OnionStream, ConnectError> {
         let _key = self.0.discovery.enter(hsid_of(host), |onion| self.0.authorised().get(onion).cloned()).await?;
         let mut token = self.0.spread().onion(destination, credential, way);
+        let onions = Arc::clone(&self.0.onions.lock().unwrap_or_else(PoisonError::into_inner));
         let mut attempt = 1;
         loop {
             let mut prefs = StreamPrefs::new();
             prefs.set_isolation(token);
-            let error = match self.0.onions.connect_with_prefs(target.clone(), &prefs).await {
+            let error = match onions.connect_with_prefs(target.clone(), &prefs).await {
                 Ok(stream) => return Ok(OnionStream::new(stream, true, None, &self.0.circuits)),
                 Err(error) => error.kind(),
             };

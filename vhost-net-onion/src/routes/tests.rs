@@ -25,6 +25,17 @@ fn a_change_ends_what_it_does_not_keep_and_nothing_else() {
 }
 
 #[test]
+fn all_streams_end_and_later_ones_do_not() {
+    let routing = VmRouting::new(routes(""));
+    let enter = || routing.enter(&target("a.example")).unwrap().0;
+    let before = [enter(), enter()];
+    assert_eq!(routing.end_all(), 2);
+    let after = enter();
+    drop(before);
+    assert_eq!((routing.end_all(), after.cut().is_cut()), (1, true));
+}
+
+#[test]
 fn the_policy_follows_the_routes() {
     let routing = VmRouting::new(routes("* .quick.example tor optimistic\n* .real.example resolve exit=CH"));
     assert!(routing.is_optimistic(&target("a.quick.example")) && !routing.is_optimistic(&target("a.example")));

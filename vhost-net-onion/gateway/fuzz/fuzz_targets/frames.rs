@@ -143,7 +143,7 @@ impl Delta {
 const CALLED: u8 = 200;
 
 /// Ports of the gateway's services by TCP.
-const SERVICES: [u16; 3] = [53, 8118, 9050];
+const SERVICES: [u16; 4] = [53, 80, 8118, 9050];
 
 struct World {
     gateway: Gateway,
@@ -152,7 +152,7 @@ struct World {
     /// By the VM's port: its next sequence number, and the gateway's.
     next: [(u32, u32); 4],
     /// The same for the connections to [`SERVICES`].
-    next_of_service: [(u32, u32); 3],
+    next_of_service: [(u32, u32); 4],
     /// The same for the connection to [`CALLED`] that was asked for last, and its port of the gateway.
     call: (u16, u32, u32),
     stall_events: bool,
@@ -170,7 +170,7 @@ fuzz_target!(|steps: Vec<Step>| {
         now,
         flows: vec![],
         next: [(0, 0); 4],
-        next_of_service: [(0, 0); 3],
+        next_of_service: [(0, 0); 4],
         call: (0, 0, 0),
         stall_events: false,
         stall_frames: false,
@@ -206,7 +206,7 @@ impl World {
                 let frame = packet_v6(protocol, hop_limit, source, destination, payload);
                 self.gateway.handle_frame(now, DATA_VALID, &frame);
             }
-            Step::Service { which, is_new, data } => self.service(usize::from(which % 3), is_new, data),
+            Step::Service { which, is_new, data } => self.service(usize::from(which % 4), is_new, data),
             Step::Segment { port, flags, seq, ack, window, length } => {
                 let (next_seq, next_ack) = self.next[usize::from(port % 4)];
                 let payload = vec![port; usize::from(length) % 65_000];
@@ -321,6 +321,9 @@ impl World {
     }
 
     fn take_events(&mut self) {
+        while let Some((ask, _)) = self.gateway.poll_ask() {
+            self.gateway.answered(self.now, ask, &wire::identity::Answer::Onions(vec![]));
+        }
         while let Some(event) = self.gateway.poll_event() {
             match event {
                 Event::Connect { flow, target, .. } => {
@@ -353,7 +356,7 @@ impl World {
                 let next = (number(42), number(38).wrapping_add(length as u32 + control));
                 match frame[37] {
                     CALLED => self.call = (u16::from_be_bytes([frame[34], frame[35]]), next.0, next.1),
-                    port @ 101..=103 => self.next_of_service[usize::from(port - 101)].1 = next.1,
+                    port @ 101..=104 => self.next_of_service[usize::from(port - 101)].1 = next.1,
                     port => self.next[usize::from(port.wrapping_sub(1) % 4)] = next,
                 }
             }
@@ -372,12 +375,12 @@ impl World {
         // Connections to services that the pump knows nothing of, and whose numbers nobody does, give way to others,
         // which the VM resets.
         for port in 110..120 {
-            self.to_gateway(port, SERVICES[2], Flags::Syn, (7, 0), &[]);
+            self.to_gateway(port, SERVICES[3], Flags::Syn, (7, 0), &[]);
             self.take_events();
             self.take_frames();
         }
         for port in 110..120 {
-            self.to_gateway(port, SERVICES[2], Flags::Reset, (8, 0), &[]);
+            self.to_gateway(port, SERVICES[3], Flags::Reset, (8, 0), &[]);
         }
         for _ in 0..10_000 {
             self.take_events();

@@ -10,8 +10,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use wire::identity::Answer;
 
-use super::{Context, Phase, Service, Step, dns, is_served};
+use super::{Context, Phase, Service, Step, dns, identity, is_served};
 use crate::{
     Event, Failure, FlowId, Gateway, Host, Target, Unresolved,
     address::{self, Kind},
@@ -138,6 +139,16 @@ impl Gateway {
         self.keep_service(flow, service);
     }
 
+    /// The pump's `answered`: the answer goes to the VM, and that is the end.
+    pub(crate) fn service_answered(&mut self, flow: FlowId, answer: &Answer) {
+        let Some(mut service) = self.services.of.remove(&flow) else { return };
+        if service.phase == Phase::Asking {
+            identity::put(answer, &mut service.output);
+            self.close_service(flow, &mut service);
+        }
+        self.keep_service(flow, service);
+    }
+
     /// The pump's `send`: nothing passes before the reply has.
     pub(crate) fn service_send(&mut self, now: Instant, flow: FlowId, data: &mut Bytes) {
         let Some(mut service) = self.services.of.remove(&flow) else { return };
@@ -153,7 +164,7 @@ impl Gateway {
         let mut service = self.services.of.remove(&flow)?;
         let data = match service.phase {
             Phase::Passing => service.take_rest(),
-            Phase::Talking | Phase::Resolving | Phase::Connecting | Phase::Closing => None,
+            Phase::Talking | Phase::Resolving | Phase::Asking | Phase::Connecting | Phase::Closing => None,
         };
         if data.is_some() && service.finished {
             self.services.events.push_back(Event::Finished(flow));
@@ -225,6 +236,17 @@ impl Gateway {
                         Some(answer) => dns::put(&answer, &mut service.output),
                         None => self.close_service(flow, service),
                     },
+                },
+                Step::Ask(question) => match self.asks.ask(self.now, question, flow) {
+                    Ok(()) => {
+                        self.counters.asks += 1;
+                        service.phase = Phase::Asking;
+                    }
+                    Err(refusal) => {
+                        self.counters.asks_refused += 1;
+                        identity::put(&refusal, &mut service.output);
+                        self.close_service(flow, service);
+                    }
                 },
                 Step::Close => {
                     self.counters.services_ended += 1;

@@ -78,7 +78,7 @@ fn silence_is_silence_and_may_be_tried_again_later() {
 #[test]
 fn the_gateway_itself_and_nobody() {
     let mut bare = Bare::new(Config::default());
-    for port in [54u16, 80] {
+    for port in [54u16, 81] {
         let syn = TcpRepr { dst_port: port, ..segment(TcpControl::Syn, 1000, 5, None) };
         let frames = bare.exchange(&raw::tcp(GATEWAY, &syn));
         let rst = tcp_of(&frames[0]);

@@ -8,6 +8,7 @@ mod connect;
 mod driver;
 mod hostile;
 mod icmp_errors;
+mod identity;
 mod inbound;
 mod optimistic;
 mod proxies;
