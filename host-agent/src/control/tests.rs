@@ -176,7 +176,7 @@ async fn routes_are_told_at_first_and_when_they_change_and_waited_for() {
 }
 
 #[tokio::test]
-async fn countries_are_told_only_if_a_route_asks() {
+async fn countries_are_told_and_missing_files_are_a_failure_only_if_a_route_asks() {
     let world = world();
     tokio::spawn(world.control.clone().keep_countries(world.dir.path().into()));
     let mut router = connect(&world, Role::Router).await;
@@ -200,6 +200,7 @@ async fn serving_router(world: &World) -> UnixStream {
     let mut router = connect(world, Role::Router).await;
     is_configured(&mut router).await;
     assert!(matches!(read(&mut router).await.unwrap(), Some(ToRouter::Attach { .. })));
+    assert!(matches!(read(&mut router).await.unwrap(), Some(ToRouter::Onions { .. })));
     router
 }
 
