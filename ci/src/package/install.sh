@@ -33,8 +33,8 @@ for _ in $(seq 900); do
 done
 cat /tmp/status
 # A member of the group needs no option to find it; anybody else is refused.
-useradd --no-create-home --groups oht operator
-setpriv --reuid operator --regid operator --init-groups oht vm list >&2
+useradd --no-create-home --user-group --groups oht oht-member
+setpriv --reuid oht-member --regid oht-member --init-groups oht vm list >&2
 ! setpriv --reuid nobody --regid nogroup --clear-groups oht vm list >&2
 kill $agent
 wait $agent
