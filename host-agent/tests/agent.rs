@@ -13,7 +13,7 @@ use std::{
 
 use serde_json::Value;
 use wire::{
-    control::{FromInit, FromRouter, ToInit, ToRouter, VmUsage, body_bytes, decode, encode},
+    control::{FromInit, FromRouter, ToInit, ToRouter, VmUsage, decode, encode},
     hello::Role,
     onion::{OnionAddress, Onions, Reachability},
     route::Route,
@@ -25,7 +25,7 @@ mod identity;
 #[path = "world/world.rs"]
 mod world;
 
-use world::{PATIENCE, World, alive, kill};
+use world::{PATIENCE, World, alive, kill, order};
 
 /// All the stand-ins and the uplink.
 const PROCESSES: [&str; 5] = ["qemu", "vsock", "virtiofsd", "uplink", "port:web"];
@@ -117,16 +117,6 @@ fn guest_init_makes_the_router_ready_and_the_uplink_dials_what_the_network_names
     kill(world.pid("uplink").unwrap());
     // Its successor takes what waits in the backlog; it has the list a moment later.
     world.until("a new uplink has the list", |_| ask("127.0.0.1:1") == DialAnswer::Refused);
-}
-
-/// Reads one message of the agent to the router program.
-fn order(router: &mut UnixStream) -> ToRouter {
-    let mut prefix = [0; 4];
-    router.read_exact(&mut prefix).unwrap();
-    let mut bytes = prefix.to_vec();
-    bytes.resize(4 + body_bytes(prefix).unwrap(), 0);
-    router.read_exact(&mut bytes[4..]).unwrap();
-    decode(&bytes).unwrap().unwrap().0
 }
 
 #[test]

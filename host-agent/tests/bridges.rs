@@ -6,11 +6,11 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpListener,
-    os::unix::{fs::PermissionsExt, net::UnixStream},
+    os::unix::fs::PermissionsExt,
 };
 
 use wire::{
-    control::{FromRouter, ToRouter, body_bytes, decode, encode},
+    control::{FromRouter, ToRouter, encode},
     entry::Vanguards,
     hello::Role,
     uplink::{DialAnswer, DialRequest},
@@ -19,7 +19,7 @@ use wire::{
 #[path = "world/world.rs"]
 mod world;
 
-use world::{World, kill};
+use world::{World, kill, order};
 
 const RSA: &str = "0123456789ABCDEF0123456789ABCDEF01234567";
 
@@ -106,14 +106,4 @@ fn ask(world: &World, address: &str) -> DialAnswer {
     let mut answer = [0];
     uplink.read_exact(&mut answer).unwrap();
     DialAnswer::try_from(answer[0]).unwrap()
-}
-
-/// Reads one message of the agent to the router program.
-fn order(router: &mut UnixStream) -> ToRouter {
-    let mut prefix = [0; 4];
-    router.read_exact(&mut prefix).unwrap();
-    let mut bytes = prefix.to_vec();
-    bytes.resize(4 + body_bytes(prefix).unwrap(), 0);
-    router.read_exact(&mut bytes[4..]).unwrap();
-    decode(&bytes).unwrap().unwrap().0
 }

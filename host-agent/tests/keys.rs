@@ -273,6 +273,19 @@ fn once_the_clock_has_passed_the_grant_the_key_does_not_work_and_the_tree_says_w
 }
 
 #[test]
+fn a_store_locks_itself_although_a_service_is_published() {
+    let mut world = World::new();
+    world.options = vec!["--auto-lock-s".into(), "2".into()];
+    world.start();
+    done(&world, &["key", "init", "--passphrase-stdin"], BOTH);
+    done(&world, &["vm", "add", "web"], "");
+    done(&world, &["onion", "publish", "web", "80"], "");
+    world.until("it locks itself", |world| world.status()["keys"]["state"] == "locked");
+    let services: Value = serde_json::from_slice(&world.oht(&["onion", "list", "--json"]).stdout).unwrap();
+    assert!(!services.to_string().contains("not published"), "{services}");
+}
+
+#[test]
 fn a_full_disk_is_named_and_loses_nothing() {
     // A tmpfs in a mount namespace of the agent's own; from outside it is seen through its /proc.
     let mut world = World::new();

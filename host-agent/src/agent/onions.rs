@@ -106,10 +106,18 @@ impl OnionState {
 /// The seed of a service, if its grants are live and permit its ports. A store that is locked changes nothing about what
 /// is published, as long as the grants, which are no secrets, are live.
 fn seed(keys: &Keys, (vm, name): &Id, ports: &[u16], known: Option<Secret>) -> Seed {
-    let seed = match (keys.service_key(vm, name.as_str()), known) {
-        (Ok(seed), _) => Secret::from(*seed),
-        (Err(KeysError::Locked), Some(known)) => known,
-        (Err(error), _) => return Err(error),
+    let is_current = |known: &Secret| {
+        let state = keys.service_state(vm, name.as_str());
+        state.is_some_and(|state| state.why.is_none() && OnionAddress::of(state.key.as_bytes()) == keys::address(known))
+    };
+    let seed = match known {
+        // Looking is not using: a store that is asked for its secrets each second would never lock itself.
+        Some(known) if is_current(&known) => known,
+        known => match (keys.service_key(vm, name.as_str()), known) {
+            (Ok(seed), _) => Secret::from(*seed),
+            (Err(KeysError::Locked), Some(known)) => known,
+            (Err(error), _) => return Err(error),
+        },
     };
     for port in ports {
         keys.may_publish(vm, name.as_str(), *port)?;

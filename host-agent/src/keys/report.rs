@@ -1,6 +1,6 @@
 //! What the API says about keys, as it stands in JSON, and takes.
 
-use key_tree::{Chain, Level, Now, State};
+use key_tree::{Chain, Level, Now, PublicKey, State};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -106,6 +106,8 @@ pub enum PurposeName {
 /// How the key of a service is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyState {
+    /// The key.
+    pub key: PublicKey,
     /// Why it cannot be used; none when it can.
     pub why: Option<String>,
     /// When its grant ends or ended, in seconds since the Unix epoch.

@@ -132,7 +132,7 @@ impl Keys {
         let tree = inner.tree.as_ref()?;
         let chain = &tree.leaves.get(&id)?.chain;
         let why = tree.live(chain, now).err().map(|refusal| refusal.to_string());
-        Some(KeyState { why, until: chain.validity()?.end().as_unix() })
+        Some(KeyState { key: chain.key(), why, until: chain.validity()?.end().as_unix() })
     }
 
     /// Whether the grants of a service permit to publish `port`.

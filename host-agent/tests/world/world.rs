@@ -16,7 +16,10 @@ use std::{
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-use wire::hello::{Hello, Role};
+use wire::{
+    control::{ToRouter, body_bytes, decode},
+    hello::{Hello, Role},
+};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -193,4 +196,14 @@ pub fn alive(pid: i32) -> bool {
 
 pub fn kill(pid: i32) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+/// Reads one message of the agent to the router program.
+pub fn order(router: &mut UnixStream) -> ToRouter {
+    let mut prefix = [0; 4];
+    router.read_exact(&mut prefix).unwrap();
+    let mut bytes = prefix.to_vec();
+    bytes.resize(4 + body_bytes(prefix).unwrap(), 0);
+    router.read_exact(&mut bytes[4..]).unwrap();
+    decode(&bytes).unwrap().unwrap().0
 }
